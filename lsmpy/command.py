@@ -1,0 +1,152 @@
+"""Runs programs: the only door to `sh`. An argument list in, text out, one exception for all that can go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import sh
+
+from lsmpy import LsmpyError
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 30.0
+_PATH = os.pathsep.join(filter(None, [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/bin", "/bin"]))
+# Messages and numbers are parsed and shown, so they must not depend on who runs us.
+_ENVIRONMENT = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+
+
+class CommandError(LsmpyError):
+    """A program is missing, failed or took too long.
+
+    Attributes:
+        argv: what was run.
+        status: its exit status; None when it never ran, negative for a signal.
+        stdout, stderr: what it said.
+    """
+
+    def __init__(self, argv: Sequence[str], status: int | None, stderr: str, stdout: str = "") -> None:
+        self.argv, self.status, self.stderr, self.stdout = tuple(argv), status, stderr.strip(), stdout
+        how = "could not be run" if status is None else f"ended with status {status}"
+        super().__init__(f"{' '.join(argv)} {how}: {self.stderr or 'it said nothing'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A program under way."""
+
+    argv: tuple[str, ...]
+    process: sh.RunningCommand
+    guard: threading.Timer | None
+
+    def wait(self) -> str:
+        """Wait for its end and return what it printed.
+
+        Raises:
+            CommandError: it failed, or took longer than its time.
+        """
+        try:
+            self.process.wait()
+        except sh.ErrorReturnCode as error:
+            text = error.stderr.decode(errors="replace")
+            raise CommandError(self.argv, error.exit_code, text, error.stdout.decode(errors="replace")) from None
+        finally:
+            if self.guard:
+                self.guard.cancel()
+        return bytes(self.process.stdout).decode(errors="replace")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return bool(self.process.is_alive())
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self.process.pid)
+
+    def stop(self) -> None:
+        """End it with SIGTERM, then SIGKILL after five seconds; returns when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        killer = threading.Timer(5.0, _kill, [self.process])
+        killer.start()
+        with contextlib.suppress(CommandError):
+            self.wait()
+        killer.cancel()
+
+
+def find(program: str) -> str:
+    """The path of `program`, looked for in PATH and where administrators' tools live.
+
+    Raises:
+        CommandError: it is not installed.
+    """
+    if path := shutil.which(program, path=_PATH):
+        return path
+    raise CommandError([program], None, "there is no such program on this machine; install it")
+
+
+def start(
+    argv: Sequence[str],
+    stdin: str = "",
+    timeout_s: float | None = TIMEOUT_S,
+    on_line: Callable[[str], object] | None = None,
+) -> Running:
+    """Start a program.
+
+    Args:
+        argv: program and arguments; no shell is involved.
+        stdin: what it reads.
+        timeout_s: seconds after which it is killed; None for a daemon.
+        on_line: called from another thread with each line it prints, on either stream, instead of keeping it.
+
+    Raises:
+        CommandError: it is not installed or cannot be started.
+    """
+    path = find(argv[0])
+    log.debug("run: %s%s", " ".join(argv), f"\n{stdin}" if stdin else "")
+    output = {"_out": on_line, "_err": on_line} if on_line else {}
+    try:
+        process = sh.Command(path)(
+            *argv[1:],
+            _in=stdin or None,
+            _in_bufsize=65536,
+            _out_bufsize=1 if on_line else 65536,
+            _tty_out=False,
+            _bg=True,
+            _bg_exc=False,
+            _return_cmd=True,
+            _env=_ENVIRONMENT,
+            _decode_errors="replace",
+            _truncate_exc=False,
+            **output,
+        )
+    except (OSError, sh.ForkException) as error:
+        raise CommandError(argv, None, str(error)) from error
+    guard = None
+    if timeout_s is not None:
+        guard = threading.Timer(timeout_s, _kill, [process])
+        guard.daemon = True
+        guard.start()
+    return Running(tuple(argv), process, guard)
+
+
+def run(*argv: str, stdin: str = "", timeout_s: float = TIMEOUT_S) -> str:
+    """Run a program to its end and return what it printed.
+
+    Raises:
+        CommandError: it is not installed, failed, or took longer than `timeout_s`.
+    """
+    return start(argv, stdin, timeout_s).wait()
+
+
+def _kill(process: sh.RunningCommand) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
