@@ -5,18 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
-from lsmpy import LsmpyError
+from lsmpy import LsmpyError, shares
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 DEFAULT_STATE_DIR = "/var/run"
-MAX_SLOTS = 128  # one rule a slot of the nth cascade; more would only slow down new connections
 
 Family = Literal[4, 6]
 FAMILIES: tuple[Family, ...] = (4, 6)
@@ -203,17 +201,6 @@ def parse(data: bytes, source: str, table_names: dict[str, int]) -> Router:
     return _Reader(raw, text, source, table_names).router()
 
 
-def nearest_weights(weights: list[int]) -> list[int]:
-    """The weights reduced by their common divisor or, where that leaves too many slots, scaled down to fit."""
-    divisor = gcd(*weights)
-    reduced = [weight // divisor for weight in weights]
-    room = MAX_SLOTS
-    while sum(reduced) > MAX_SLOTS:
-        reduced = [max(1, round(weight * room / sum(weights))) for weight in weights]
-        room -= 1
-    return reduced
-
-
 def _table_names() -> dict[str, int]:
     """Names and numbers from iproute2's rt_tables files (ip-route(8), FILES)."""
     names: dict[str, int] = {}
@@ -242,7 +229,7 @@ class _Reader:
     def router(self) -> Router:
         raw = self.raw
         self._unknown("", raw, {"state_dir", "isp", "lan", *_TABLES, *_LATER_KEYS})
-        tables = {name: self._table(kind, name, None, raw.get(name, {})) for name, kind in _TABLES.items()}
+        tables = {name: self._fields(kind, name, None, raw.get(name, {})) for name, kind in _TABLES.items()}
         defaults = {name: tables[name] for name in ("probe", "nat")}
         isps = [self._isp(index, item, defaults) for index, item in enumerate(self._items("isp"))]
         lans = [Lan(**self._fields(Lan, "lan", index, item)) for index, item in enumerate(self._items("lan"))]
@@ -269,9 +256,6 @@ class _Reader:
             return items
         self._wrong("", None, name, f"expected one [[{name}]] table for each, got a single [{name}]")
         return []
-
-    def _table(self, kind: type[Struct], table: str, index: int | None, raw: Any) -> dict[str, Any]:
-        return self._fields(kind, table, index, raw)
 
     def _isp(self, index: int, raw: Any, defaults: dict[str, dict[str, Any]]) -> Isp:
         fields = self._fields(Isp, "isp", index, raw)
@@ -440,11 +424,11 @@ class _Reader:
     def _check_weights(self, isps: list[Isp]) -> None:
         for tier in sorted({isp.tier for isp in isps}):
             weights = [isp.weight for isp in isps if isp.tier == tier]
-            if sum(weights) // gcd(*weights) > MAX_SLOTS:
+            if (needed := sum(shares.reduce(weights))) > shares.MAX_SLOTS:
                 index = next(i for i, isp in enumerate(isps) if isp.tier == tier)
-                ratio = ":".join(map(str, nearest_weights(weights)))
+                ratio = ":".join(map(str, shares.nearest(weights)))
                 text = (
-                    f"the weights of tier {tier} need {sum(weights) // gcd(*weights)} slots and nth has {MAX_SLOTS}; "
+                    f"the weights of tier {tier} need {needed} slots and nth has {shares.MAX_SLOTS}; "
                     f'give {ratio}, or balance = "random"'
                 )
                 self._wrong("isp", index, "weight", text)
@@ -479,7 +463,7 @@ class _Lines:
     def find(self, table: str, index: int | None, key: str) -> int:
         """The line of the key, else of its table, else 1."""
         outer, _, last = table.rpartition(".")
-        for place in ((table, index, key), (table, index, ""), (outer, index, last), (outer, index, "")):
+        for place in ((table, index, key), (table, index, ""), (outer, index, last), (outer, index, ""), (key, 0, "")):
             if place in self.places:
                 return self.places[place]
         return 1

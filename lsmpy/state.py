@@ -131,7 +131,9 @@ def require_directory(directory: Path) -> None:
 
 def _read_once(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        # Not blocking: a pipe that somebody left there must not stop the router.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
             return file.read(_LONGEST).rstrip().decode(errors="replace")
     except FileNotFoundError:
         return None
