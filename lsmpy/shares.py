@@ -18,7 +18,10 @@ def slots(weights: Sequence[int]) -> tuple[int, ...]:
     """
     reduced = reduce(weights)
     spread = _spread(reduced)
-    return spread if _is_exact(spread, reduced) else _spread(_apportion(reduced, WINDOW))
+    if _is_exact(spread, reduced):
+        return spread
+    parts = _apportion(reduced, WINDOW)
+    return _spread(parts) if min(parts) else spread  # nobody goes without
 
 
 def reduce(weights: Sequence[int]) -> list[int]:

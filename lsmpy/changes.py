@@ -1,0 +1,105 @@
+"""What has to be done to turn one image of the kernel into another, in an order that never breaks the router (R3)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lsmpy import netfilter
+from lsmpy.config import Family
+from lsmpy.netfilter import Table
+from lsmpy.plan import Side
+from lsmpy.routing import Route, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The steps for one family, in their order: add, load, drop. All empty: there is nothing to do.
+
+    Attributes:
+        family: 4 or 6.
+        routes: to be added or replaced first, so that every rule and mark finds its table filled.
+        rules: to be added next.
+        tables: to be loaded whole, those that translate before those that mark.
+        stale_rules, stale_routes: to be removed last.
+    """
+
+    family: Family
+    routes: tuple[Route, ...]
+    rules: tuple[Rule, ...]
+    tables: tuple[Table, ...]
+    stale_rules: tuple[Rule, ...]
+    stale_routes: tuple[Route, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.routes or self.rules or self.tables or self.stale_rules or self.stale_routes)
+
+    @property
+    def adding(self) -> tuple[Route | Rule, ...]:
+        """What the lines of `add_text` are about, in their order."""
+        return (*self.routes, *self.rules)
+
+    def add_text(self) -> str:
+        """For `ip -batch`: the first step."""
+        return add_text(self.routes, self.rules)
+
+    def drop_text(self) -> str:
+        """For `ip -batch`: the last step."""
+        lines = [f"rule del {rule.words()}" for rule in self.stale_rules]
+        lines += [f"route del {route.words()}" for route in self.stale_routes]
+        return "".join(f"{line}\n" for line in lines)
+
+    def load_text(self) -> str:
+        """For iptables-restore: the middle step."""
+        return netfilter.render(self.tables)
+
+
+def add_text(routes: Iterable[Route], rules: Iterable[Rule]) -> str:
+    """The text for `ip -batch` that adds these, routes first."""
+    lines = [f"route replace {route.words()}" for route in routes]
+    lines += [f"rule add {rule.words()}" for rule in rules]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def between(live: Side, want: Side) -> Changes:
+    """The steps from `live` to `want`. Tables that `want` does not name are left alone."""
+    replaced = {route.key for route in want.routes}
+    have, shall = set(live.routes), set(want.routes)
+    rules_have, rules_shall = set(live.rules), set(want.rules)
+    stale = [route for route in live.routes if route not in shall]
+    in_place = {route.key: route for route in reversed(stale) if route.key in replaced}
+    tables = [table.with_policies(live.table(table.name).policies()) for table in want.tables]
+    return Changes(
+        family=want.family,
+        routes=tuple(route for route in want.routes if route not in have),
+        rules=tuple(rule for rule in want.rules if rule not in rules_have),
+        tables=tuple(table for table in tables if not table.same_as(live.table(table.name).with_policies({}))),
+        stale_rules=tuple(rule for rule in live.rules if rule not in rules_shall),
+        # What `replace` overwrites is gone by then.
+        stale_routes=tuple(route for route in stale if in_place.get(route.key) is not route),
+    )
+
+
+def diff(live: Side, want: Side) -> str:
+    """The differences as a unified diff from the kernel to what a rebuild would make; empty when there are none."""
+    changes = between(live, want)
+    names = {table.name for table in changes.tables}
+    lines: list[str] = []
+    for name, before, after in (
+        ("rules", _words(live.rules), _words(want.rules)),
+        ("routes", _words(live.routes), _words(want.routes)),
+        *((table.name, _text(live.table(table.name)), _text(table)) for table in changes.tables if table.name in names),
+    ):
+        title = f"IPv{want.family} {name}"
+        lines += difflib.unified_diff(before, after, f"{title} (kernel)", f"{title} (rebuild)", lineterm="", n=1)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _words(items: Iterable[Route] | Iterable[Rule]) -> list[str]:
+    return sorted(item.words() for item in items)
+
+
+def _text(table: Table) -> list[str]:
+    ordered = netfilter.table(table.name, sorted(table.chains, key=lambda chain: chain.name))
+    return netfilter.render([ordered.with_policies({})]).splitlines()

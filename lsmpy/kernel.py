@@ -1,0 +1,302 @@
+"""The kernel as lsmpy sees it: reads an image of it and carries out one step at a time, with ip and iptables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lsmpy import LsmpyError, command, netfilter, routing
+from lsmpy.changes import Changes
+from lsmpy.command import CommandError, Running
+from lsmpy.config import Family
+from lsmpy.plan import Side
+from lsmpy.routing import Link, Route, Rule
+
+_TOOLS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
+_OTHER = {"nft": "legacy", "legacy": "nft"}
+_LOCK_WAIT = ("-w", "10")
+_GONE = ("No such process", "No such file or directory", "Cannot find device", "FIB table does not exist")
+_CAP_NET_ADMIN = 12
+_Item = TypeVar("_Item", Route, Rule)
+
+
+class KernelError(LsmpyError):
+    """The kernel or a tool refuses, and the message says which line and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Which of the two iptables is used: `nft` or `legacy`, and what its programs are called."""
+
+    kind: str
+    infix: str
+
+    def restore(self, family: Family) -> str:
+        """The program that loads tables."""
+        return f"{_TOOLS[family]}{self.infix}-restore"
+
+    def save(self, family: Family) -> str:
+        """The program that prints them."""
+        return f"{_TOOLS[family]}{self.infix}-save"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A route or rule that the kernel did not take, and its words."""
+
+    item: Route | Rule
+    why: str
+
+
+# -- what there is ------------------------------------------------------------------------------------------------------
+
+
+def require_privilege() -> None:
+    """Refuse to begin what cannot be done.
+
+    Raises:
+        KernelError: the process may not change the network.
+    """
+    status = Path("/proc/self/status").read_text()
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    if not effective or not int(effective[1], 16) >> _CAP_NET_ADMIN & 1:
+        raise KernelError("changing routes and iptables needs root (CAP_NET_ADMIN). Nothing was changed. Run it with sudo")
+
+
+def find_backend(choice: str) -> Backend:
+    """The iptables to use: the one that is asked for, or, with `auto`, what `iptables` itself is here.
+
+    Raises:
+        KernelError: it is not installed.
+    """
+    found = _which("iptables-restore")
+    if found is None and _which("iptables-nft-restore") is None and _which("iptables-legacy-restore") is None:
+        raise KernelError(
+            "iptables is not installed: there is no iptables-restore in PATH or /usr/sbin. Nothing was changed. "
+            "Install it (Debian: apt-get install iptables)"
+        )
+    default = _kind_of(found) if found else None
+    kind = choice if choice != "auto" else default or ("nft" if _which("iptables-nft-restore") else "legacy")
+    if default == kind:
+        return Backend(kind, "")
+    if _which(f"iptables-{kind}-restore"):
+        return Backend(kind, f"-{kind}")
+    raise KernelError(f'iptables = "{kind}" is asked for, but there is no iptables-{kind}-restore. Nothing was changed')
+
+
+def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
+    """Two iptables that both mark or translate would undo each other's work.
+
+    Raises:
+        KernelError: the backend that is not used holds rules in nat or mangle.
+    """
+    other = Backend(_OTHER[backend.kind], f"-{_OTHER[backend.kind]}")
+    for family in families:
+        if not _which(other.save(family)) or (other.kind == "legacy" and not _legacy_names(family) & {"nat", "mangle"}):
+            continue
+        tables = netfilter.parse(command.run(other.save(family)), other.save(family))
+        held = {name: tables[name].rules for name in ("nat", "mangle") if name in tables and tables[name].rules}
+        if held:
+            name, rules = next(iter(held.items()))
+            raise KernelError(
+                f"iptables is {backend.kind} here, but {_TOOLS[family]}{other.infix} holds {len(rules)} rules in {name}, "
+                f"the first is '{rules[0]}'. Both would mark or translate the same packets. Nothing was changed. "
+                f"Remove them ({_TOOLS[family]}{other.infix} -t {name} -F) or choose iptables = \"{other.kind}\""
+            )
+
+
+def read_links() -> dict[str, Link]:
+    """The interfaces of this network namespace; needs no root."""
+    return _links(msgspec.json.decode(command.run("ip", "-json", "address", "show")))
+
+
+def read(
+    backend: Backend, families: Collection[Family], tables: Collection[str], owned: Collection[int]
+) -> tuple[dict[str, Link], dict[Family, Side]]:
+    """An image of the kernel, as far as it concerns us.
+
+    Args:
+        backend: the iptables to ask.
+        families: which families to look at.
+        tables: which netfilter tables.
+        owned: the routing tables that are ours whole, whoever wrote into them.
+    """
+    saving = {family: command.start([backend.save(family)]) for family in families}
+    shared = _start_ip([], "address show\nroute show table all\nrule show\n")
+    rules6 = _start_ip(["-6"], "rule show\n") if 6 in families else None
+    addresses, routes, rules4 = _arrays(shared.wait(), 3)
+    rules: dict[Family, list[dict[str, object]]] = {4: rules4, 6: _arrays(rules6.wait(), 1)[0] if rules6 else []}
+    sides: dict[Family, Side] = {}
+    for family in families:
+        saved = netfilter.parse(saving[family].wait(), backend.save(family))
+        sides[family] = Side(
+            family=family,
+            tables=tuple(saved[name] for name in tables if name in saved),
+            routes=tuple(_ours(map(routing.read_route, _of_family(routes, family)), owned)),
+            rules=tuple(_ours(map(routing.read_rule, rules[family]), owned)),
+        )
+    return _links(addresses), sides
+
+
+def read_sysctl(key: str) -> str | None:
+    """A setting below /proc/sys, None where it does not exist."""
+    try:
+        return Path("/proc/sys", key).read_text().strip()
+    except OSError:
+        return None
+
+
+# -- steps --------------------------------------------------------------------------------------------------------------
+
+
+def add(steps: Iterable[Changes]) -> list[Refusal]:
+    """Add routes and rules, every family at once; one that is refused does not stop the others.
+
+    Raises:
+        CommandError: `ip` itself failed.
+    """
+    running = [(step, _start_batch(step.family, step.add_text())) for step in steps if step.adding]
+    refusals = []
+    for step, process in running:
+        for line, why in _failures(process):
+            if "File exists" not in why:
+                refusals.append(Refusal(step.adding[line - 1], why))
+    return refusals
+
+
+def load(backend: Backend, steps: Iterable[Changes]) -> None:
+    """Load tables whole, each in one commit.
+
+    Raises:
+        KernelError: one was refused; what was loaded before it stays.
+    """
+    running = []
+    for step in steps:
+        if step.tables:
+            text = step.load_text()
+            running.append((text, command.start([backend.restore(step.family), *_LOCK_WAIT], text)))
+    failures = []
+    for text, process in running:
+        try:
+            process.wait()
+        except CommandError as error:
+            failures.append(_explain(error, text))
+    if failures:
+        raise KernelError("; ".join(failures))
+
+
+def drop(steps: Iterable[Changes]) -> None:
+    """Remove what is stale; what is gone already is no error.
+
+    Raises:
+        KernelError: something could not be removed.
+    """
+    running = [_start_batch(step.family, text) for step in steps if (text := step.drop_text())]
+    left = [why for process in running for _, why in _failures(process) if not any(gone in why for gone in _GONE)]
+    if left:
+        raise KernelError(f"could not remove what is stale: {'; '.join(left)}")
+
+
+def write_sysctl(key: str, value: str) -> None:
+    """Change a setting below /proc/sys.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    try:
+        Path("/proc/sys", key).write_text(value)
+    except FileNotFoundError:
+        return  # the interface has just gone; its return wakes the watcher
+    except OSError as error:
+        raise KernelError(f"cannot set {key.replace('/', '.')} to {value}: {error.strerror}") from error
+
+
+# -- details ------------------------------------------------------------------------------------------------------------
+
+
+def _which(program: str) -> str | None:
+    try:
+        return command.find(program)
+    except CommandError:
+        return None
+
+
+def _kind_of(path: str) -> str:
+    """Whether a program is iptables-nft or iptables-legacy: by the file it is, else by what it says."""
+    real = os.path.basename(os.path.realpath(path))
+    for kind in _OTHER:
+        if kind in real:
+            return kind
+    return "nft" if "nf_tables" in command.run(path, "--version") else "legacy"
+
+
+def _legacy_names(family: Family) -> set[str]:
+    """The tables that legacy iptables has made in this namespace; asking the kernel makes none."""
+    path = Path("/proc/net", {4: "ip_tables_names", 6: "ip6_tables_names"}[family])
+    try:
+        return set(path.read_text().split())
+    except OSError:
+        return set()
+
+
+def _start_ip(options: list[str], batch: str) -> Running:
+    return command.start(["ip", *options, "-N", "-json", "-batch", "-"], batch)
+
+
+def _start_batch(family: Family, batch: str) -> Running:
+    return command.start(["ip", f"-{family}", "-force", "-batch", "-"], batch)
+
+
+def _arrays(text: str, count: int) -> list[list[dict[str, object]]]:
+    """One JSON array a command; `ip` ends each with a line."""
+    arrays = [msgspec.json.decode(line) for line in text.splitlines() if line.strip()]
+    if len(arrays) != count:
+        raise KernelError(f"ip printed {len(arrays)} lists instead of {count}; iproute2 4.18 or newer is needed")
+    return arrays
+
+
+def _of_family(routes: list[dict[str, object]], family: Family) -> Iterable[dict[str, object]]:
+    # Every IPv6 route has a preference (RFC 4191), no IPv4 route has one.
+    return (item for item in routes if ("pref" in item) == (family == 6))
+
+
+def _ours(items: Iterable[_Item], owned: Collection[int]) -> Iterable[_Item]:
+    return (item for item in items if item.protocol == routing.PROTOCOL or item.table in owned)
+
+
+def _links(addresses: list[dict[str, object]]) -> dict[str, Link]:
+    return {str(item["ifname"]): routing.read_link(item) for item in addresses if "ifname" in item}
+
+
+def _failures(process: Running) -> list[tuple[int, str]]:
+    """Which lines of a batch failed, and why: `ip` prints the reason, then the line's number."""
+    try:
+        process.wait()
+    except CommandError as error:
+        failures, reason = [], []
+        for line in error.stderr.splitlines():
+            if match := re.match(r"Command failed \S*:(\d+)", line):
+                failures.append((int(match[1]), " ".join(reason) or "ip gave no reason"))
+                reason = []
+            else:
+                reason.append(line.strip())
+        if not failures:
+            raise
+        return failures
+    return []
+
+
+def _explain(error: CommandError, text: str) -> str:
+    """The message of iptables-restore with the line that it means."""
+    match = re.search(r"line:? (\d+)", error.stderr)
+    lines = text.splitlines()
+    line = lines[int(match[1]) - 1] if match and 0 < int(match[1]) <= len(lines) else ""
+    said = " ".join(part for part in error.stderr.splitlines() if "--help" not in part and part.strip())
+    return f"{error.argv[0]} refused{f' the line {line!r}' if line else ''}: {said or f'status {error.status}'}"
+

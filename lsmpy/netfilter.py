@@ -1,0 +1,153 @@
+"""Netfilter tables as data, and the text of iptables-save that says the same (iptables-save(8))."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lsmpy.config import ConfigError
+
+# The chains that the kernel itself calls, in the order in which iptables-save prints them.
+BUILTIN: Mapping[str, tuple[str, ...]] = {
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "raw": ("PREROUTING", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+_LONGEST_CHAIN = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One chain: the policy of a built-in one (None: keep what it has), and its rules as iptables-save prints them."""
+
+    name: str
+    policy: str | None = None
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table, its built-in chains first."""
+
+    name: str
+    chains: tuple[Chain, ...]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules of all chains."""
+        return tuple(rule for chain in self.chains for rule in chain.rules)
+
+    def has(self, chain: str) -> bool:
+        """Whether there is a chain of that name."""
+        return any(each.name == chain for each in self.chains)
+
+    def policies(self) -> dict[str, str | None]:
+        """The policy of each built-in chain."""
+        return {chain.name: chain.policy for chain in self.chains if chain.name in BUILTIN[self.name]}
+
+    def with_policies(self, present: Mapping[str, str | None]) -> Table:
+        """The same table, where a policy that is not said is the present one."""
+        chains = [
+            Chain(c.name, c.policy or present.get(c.name) or "ACCEPT", c.rules) if c.name in BUILTIN[self.name] else c
+            for c in self.chains
+        ]
+        return Table(self.name, tuple(chains))
+
+    def same_as(self, other: Table) -> bool:
+        """Whether both mean the same; the order of the chains means nothing."""
+        return sorted(self.chains, key=_chain_name) == sorted(other.chains, key=_chain_name)
+
+
+def table(name: str, chains: Iterable[Chain] = ()) -> Table:
+    """A table with these chains and, empty, whatever built-in chain is not among them."""
+    given = {chain.name: chain for chain in chains}
+    builtin = [given.pop(each, Chain(each)) for each in BUILTIN[name]]
+    return Table(name, (*builtin, *given.values()))
+
+
+def merge(first: Table, second: Table) -> Table:
+    """Both tables in one: the rules of `first` come first in a chain that both have."""
+    chains = {chain.name: chain for chain in first.chains}
+    for chain in second.chains:
+        before = chains.get(chain.name, Chain(chain.name))
+        chains[chain.name] = Chain(chain.name, before.policy or chain.policy, before.rules + chain.rules)
+    return table(first.name, chains.values())
+
+
+def render(tables: Iterable[Table]) -> str:
+    """The text for iptables-restore, which replaces each of these tables whole, in one commit each."""
+    lines = []
+    for each in tables:
+        lines.append(f"*{each.name}")
+        for chain in each.chains:
+            policy = (chain.policy or "ACCEPT") if chain.name in BUILTIN[each.name] else "-"
+            lines.append(f":{chain.name} {policy} [0:0]")
+        lines += [*each.rules, "COMMIT"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def parse(text: str, source: str) -> dict[str, Table]:
+    """Read what iptables-save prints, or a file in its format.
+
+    Args:
+        text: the whole text.
+        source: what messages call it.
+
+    Raises:
+        ConfigError: with every line that is not of that format.
+    """
+    chains: dict[str, dict[str, Chain]] = {}
+    errors: list[str] = []
+    current = ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = re.sub(r"^\[\d+:\d+\] ", "", raw.strip())
+        if not line or line.startswith("#") or line == "COMMIT":
+            continue
+        problem = ""
+        if line.startswith("*"):
+            current = line[1:].strip()
+            if current not in BUILTIN:
+                problem, current = f"there is no table {current!r}; there are {', '.join(BUILTIN)}", ""
+            else:
+                chains.setdefault(current, {})
+        elif not current:
+            problem = "stands before any *table line"
+        elif line.startswith(":"):
+            problem = _declare(chains[current], current, line)
+        elif match := re.match(r"-A (\S+)( .*)?$", line):
+            problem = _append(chains[current], current, match[1], line)
+        else:
+            problem = f"{line.split()[0]!r} is not of iptables-save's format; only *table, :CHAIN, -A and COMMIT lines are"
+        if problem:
+            errors.append(f"{source}:{number}: {problem}")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return {name: table(name, found.values()) for name, found in chains.items()}
+
+
+def _declare(chains: dict[str, Chain], table_name: str, line: str) -> str:
+    words = line[1:].split()
+    name, policy = words[0] if words else "", words[1] if len(words) > 1 else "-"
+    if not name or len(name) > _LONGEST_CHAIN:
+        return f"a chain's name has 1 to {_LONGEST_CHAIN} characters"
+    builtin = name in BUILTIN[table_name]
+    if builtin and policy not in ("ACCEPT", "DROP", "-"):
+        return f"the policy of {name} must be ACCEPT, DROP or - (as it is), not {policy!r}"
+    old = chains.get(name, Chain(name))
+    chains[name] = Chain(name, (policy if builtin and policy != "-" else None) or old.policy, old.rules)
+    return ""
+
+
+def _append(chains: dict[str, Chain], table_name: str, name: str, line: str) -> str:
+    if name not in chains and name not in BUILTIN[table_name]:
+        return f"the chain {name} is not declared; put a line ':{name} -' before it"
+    old = chains.get(name, Chain(name))
+    chains[name] = Chain(name, old.policy, (*old.rules, line))
+    return ""
+
+
+def _chain_name(chain: Chain) -> str:
+    return chain.name
