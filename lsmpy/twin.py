@@ -1,0 +1,302 @@
+"""What a laboratory consists of: from a router's configuration to one shell script for each namespace."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+
+from lsmpy import LsmpyError
+from lsmpy.config import FAMILIES, Address, Family, Isp, Lan, Router
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+ROUTER = "router"
+INTERNET = "internet"
+_FOREIGN = "FROM-ROUTER"  # the chain, in each ISP's namespace, that looks at source addresses
+
+# The documentation ranges first, then ranges that are nobody's on the internet.
+_SERVERS: dict[Family, tuple[str, ...]] = {
+    4: ("198.51.100.10", "203.0.113.10", "192.0.2.10", "100.127.255.10", "198.19.255.10"),
+    6: ("2001:db8:ffff::10", "fd6c:736d:7079:ffff::10", "fdff:ffff:ffff::10"),
+}
+_TRANSIT: dict[Family, list[tuple[Network, int, int]]] = {
+    4: [
+        (ipaddress.ip_network(text), 20, 30)
+        for text in ("100.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12", "198.18.0.0/15")
+    ],
+    6: [(ipaddress.ip_network(text), 48, 64) for text in ("fd6c:736d:7079::/48", "fd6c::/16", "fdff::/16")],
+}
+
+
+class TwinError(LsmpyError):
+    """The configured router has no twin in a laboratory."""
+
+
+def isp_node(name: str) -> str:
+    """The namespace of an ISP."""
+    return f"isp-{name}"
+
+
+def lan_node(name: str) -> str:
+    """The namespace of a LAN's host."""
+    return f"lan-{name}"
+
+
+class Twin:
+    """The laboratory's map; it touches nothing.
+
+    Attributes:
+        server: the address of the internet's server, for each family that some ISP carries.
+    """
+
+    def __init__(self, router: Router) -> None:
+        """Find free addresses for what the configuration does not name.
+
+        Raises:
+            TwinError: none are left.
+        """
+        self.router = router
+        families = [f for f in FAMILIES if any(isp.carries(f) for isp in router.isps)]
+        taken = [each.network for item in (*router.isps, *router.lans) for f in FAMILIES for each in item.addresses(f)]
+        taken += [ipaddress.ip_network(address) for address in self._checks()]
+        self.server: dict[Family, Address] = {f: _free_address(f, taken) for f in families}
+        self._transit = {f: _transits(f, [*taken, ipaddress.ip_network(self.server[f])]) for f in families}
+
+    # -- who and where -----------------------------------------------------------------------------------------------
+
+    def nodes(self) -> list[str]:
+        """Every namespace."""
+        return [
+            ROUTER,
+            INTERNET,
+            *(isp_node(isp.name) for isp in self.router.isps),
+            *(lan_node(lan.name) for lan in self.router.lans),
+        ]
+
+    def isp(self, name: str) -> Isp:
+        """The ISP called `name`.
+
+        Raises:
+            TwinError: there is none.
+        """
+        for isp in self.router.isps:
+            if isp.name == name:
+                return isp
+        raise TwinError(f"there is no ISP {name}; known are {', '.join(isp.name for isp in self.router.isps)}")
+
+    def link(self, isp: Isp) -> str:
+        """The internet's interface towards an ISP."""
+        return f"isp{self.router.isps.index(isp) + 1}"
+
+    def host(self, lan: Lan, family: Family) -> Address | None:
+        """The address of a LAN's host, in the LAN's first network of the family."""
+        return next((address for address, _ in self._host_addresses(lan, family)), None)
+
+    def _host_addresses(self, lan: Lan, family: Family) -> Iterator[tuple[Address, Network]]:
+        own = {each.ip for each in lan.addresses(family)}
+        for network in dict.fromkeys(each.network for each in lan.addresses(family)):
+            hosts: Iterator[Address] = network.hosts()
+            free = next((address for address in islice(hosts, len(own) + 2) if address not in own), None)
+            if free is None:
+                raise TwinError(f"LAN {lan.name}: {network} has no room for a host beside the router")
+            yield free, network
+
+    def _checks(self) -> set[Address]:
+        return {ipaddress.ip_address(text) for isp in self.router.isps for text in isp.check if text != "gateway"}
+
+    def _networks(self, isp: Isp) -> list[Network]:
+        return [each.network for family in FAMILIES for each in isp.addresses(family)]
+
+    def _routed(self, isp: Isp, family: Family) -> list[Network]:
+        """The LANs' networks that leave by this ISP as they are, because nothing translates them.
+
+        A network inside another ISP's prefix is that ISP's to carry, and foreign here.
+        """
+        if isp.nat.kind(family) != "none":
+            return []
+        others = [net for other in self.router.isps if other is not isp for net in self._networks(other)]
+        lans = dict.fromkeys(each.network for lan in self.router.lans for each in lan.addresses(family))
+        return [net for net in lans if not any(_inside(net, other) for other in others)]
+
+    # -- scripts: each makes one namespace what it is ----------------------------------------------------------------
+
+    def links(self) -> str:
+        """`ip -batch` text that makes every cable."""
+        lines = [self.cable(isp) for isp in self.router.isps]
+        for isp in self.router.isps:
+            lines.append(_veth(isp_node(isp.name), INTERNET, INTERNET, self.link(isp)))
+        lines += [_veth(ROUTER, lan.interface, lan_node(lan.name), ROUTER) for lan in self.router.lans]
+        return "\n".join(lines) + "\n"
+
+    def cable(self, isp: Isp) -> str:
+        """The line of `ip -batch` text for the cable between the router and an ISP."""
+        return _veth(ROUTER, isp.interface, isp_node(isp.name), ROUTER)
+
+    def router_script(self, main_default: str | None) -> str:
+        """The router before lsmpy: forwarding, addresses, and at most a default route in the main table."""
+        items: tuple[Isp | Lan, ...] = (*self.router.isps, *self.router.lans)
+        lines = list(chain.from_iterable(map(self.router_port, items)))
+        if main_default is not None:
+            isp = self.isp(main_default)
+            hops = [hop for family in FAMILIES if (hop := isp.next_hop(family))]
+            lines += [f"route add default via {hop} dev {isp.interface}" for hop in hops]
+        # rp_filter as systemd's 50-default.conf sets it: strict enough to show whoever forgets about it.
+        return _script(lines, {"ipv4/conf/*/rp_filter": 2, "ipv4/conf/all/rp_filter": 0})
+
+    def router_port(self, item: Isp | Lan) -> list[str]:
+        """`ip -batch` lines that bring up one interface of the router with its addresses."""
+        return [*_addresses(item.address, item.interface), f"link set {item.interface} up"]
+
+    def isp_script(self, isp: Isp) -> str:
+        """An ISP: gateway, way to the internet, and a counter of packets that no customer of it may send."""
+        lines = [*_addresses(self._inner_checks(isp), "lo"), "link set internet up"]
+        for transit in self._transit.values():
+            net = transit[self.router.isps.index(isp)]
+            lines += _addresses([f"{net[1]}/{net.prefixlen}"], INTERNET)
+            lines.append(f"route add default via {net[2]} dev internet")
+        lines += self.isp_port(isp)
+        # An address that a pulled cable takes away would not come back with the cable.
+        sysctls = {"ipv4/conf/*/rp_filter": 0, "ipv6/conf/*/keep_addr_on_down": 1}
+        guards = [(family, self._source_guard(isp, family)) for family in FAMILIES]
+        return _script(lines, sysctls) + "".join(_restore(family, text) for family, text in guards)
+
+    def isp_port(self, isp: Isp) -> list[str]:
+        """`ip -batch` lines for the ISP's end of the cable to the router, whatever of it is there already."""
+        lines: list[str] = []
+        for family in FAMILIES:
+            hop = isp.next_hop(family)
+            own = isp.addresses(family)
+            if not hop or not own:
+                continue
+            home = next((each.network for each in own if hop in each.network), None)
+            lines += _addresses([f"{hop}/{home.prefixlen if home else 64}"], ROUTER, "replace")
+        lines.append("link set router up")
+        for family in FAMILIES:
+            hop, own = isp.next_hop(family), isp.addresses(family)
+            lines += [f"route replace {each.network} dev router" for each in own if hop not in each.network]
+            lines += [f"route replace {net} via {own[0].ip} dev router" for net in self._routed(isp, family) if own]
+        return lines
+
+    def _inner_checks(self, isp: Isp) -> list[str]:
+        """Check targets inside the ISP's own networks live there: they answer while its upstream is dead."""
+        gateways = {isp.next_hop(family) for family in FAMILIES}
+        return [
+            str(address)
+            for address in sorted(self._checks() - gateways, key=str)
+            if any(address in net for net in self._networks(isp))
+        ]
+
+    def _source_guard(self, isp: Isp, family: Family) -> str:
+        """Counts and drops, as a provider's ingress filter does (BCP 38), what comes with somebody else's source."""
+        legal = [each.network for each in isp.addresses(family)] + self._routed(isp, family)
+        silent = ["-d 224.0.0.0/4", "-d 255.255.255.255", "-s 0.0.0.0"]
+        if family == 6:
+            silent = ["-d ff00::/8", "-s fe80::/10", "-s ::/128"]
+        returns = [*silent, *(f"-s {net}" for net in dict.fromkeys(legal))]
+        return "\n".join(
+            [
+                "*raw",
+                f":{_FOREIGN} - [0:0]",
+                f"-A PREROUTING -i router -j {_FOREIGN}",
+                *(f"-A {_FOREIGN} {match} -j RETURN" for match in returns),
+                f"-A {_FOREIGN} -j DROP",
+                "COMMIT",
+            ]
+        )
+
+    def internet_script(self) -> str:
+        """The internet: check targets, the server, and each answer by the link on which the question came."""
+        inner = {text for isp in self.router.isps for text in self._inner_checks(isp)}
+        gateways = {str(isp.next_hop(family)) for isp in self.router.isps for family in FAMILIES}
+        targets = {str(address) for address in self._checks()} - inner - gateways
+        targets |= {str(address) for address in self.server.values()}
+        lines = list(_addresses(sorted(targets), "lo"))
+        rules, marks = "", []
+        for place, isp in enumerate(self.router.isps, 1):
+            link = self.link(isp)
+            lines.append(f"link set {link} up")
+            marks.append(f"-A PREROUTING -i {link} -j MARK --set-mark {place}")
+            for family, transit in self._transit.items():
+                net = transit[place - 1]
+                lines += _addresses([f"{net[2]}/{net.prefixlen}"], link)
+                way = f"via {net[1]} dev {link}"
+                # Sockets bound to a link find its default whatever the metric; unbound ones go where the address lives.
+                lines += [f"route add default {way} metric {place}", f"route add default {way} table {1000 + place}"]
+                networks = [each.network for each in isp.addresses(family) if not each.network.is_link_local]
+                lines += [f"route add {each} {way} metric {place}" for each in dict.fromkeys(networks)]
+                rules += f"ip -{family} rule add pref {place} fwmark {place} lookup {1000 + place}\n"
+        # Echo replies and resets have no socket: they leave by the link whose mark they reflect.
+        sysctls = {"ipv4/conf/*/rp_filter": 0, "ipv4/fwmark_reflect": 1, "ipv6/fwmark_reflect": 1}
+        restore = "\n".join(["*mangle", *marks, "COMMIT"])
+        return _script(lines, sysctls) + rules + "".join(_restore(family, restore) for family in self._transit)
+
+    def lan_script(self, lan: Lan) -> str:
+        """A LAN's host: an address in each of the LAN's networks and a default route to the router."""
+        lines = ["link set router up"]
+        for family in FAMILIES:
+            places = list(self._host_addresses(lan, family))
+            lines += _addresses([f"{address}/{net.prefixlen}" for address, net in places], ROUTER)
+            if places:
+                lines.append(f"route add default via {lan.addresses(family)[0].ip} dev router")
+        return _script(lines, {"ipv4/conf/*/rp_filter": 0})
+
+
+def foreign_count(saved: str) -> int:
+    """The packets with a foreign source in what `iptables-save -c -t raw` printed in an ISP's namespace."""
+    drops = [line for line in saved.splitlines() if line.endswith(f"-A {_FOREIGN} -j DROP")]
+    return sum(int(line[1:].split(":")[0]) for line in drops)
+
+
+def _script(ip_lines: Sequence[str], sysctls: dict[str, int]) -> str:
+    """A shell script: sysctls below /proc/sys/net (patterns allowed), then one batch of ip commands.
+
+    Duplicate address detection would keep each IPv6 address from use for a second.
+    """
+    common = {
+        "ipv4/ip_forward": 1,
+        "ipv6/conf/*/accept_dad": 0,
+        "ipv6/conf/*/forwarding": 1,
+        "ipv6/conf/*/accept_ra": 0,
+    }
+    writes = [f"for file in {path}; do echo {value} > $file; done\n" for path, value in {**common, **sysctls}.items()]
+    return "set -e\ncd /proc/sys/net\n" + "".join(writes) + batch(["link set lo up", *ip_lines])
+
+
+def batch(ip_lines: Iterable[str]) -> str:
+    """Shell text that runs `ip` once for all the lines."""
+    return "ip -batch - <<'END'\n" + "\n".join(ip_lines) + "\nEND\n"
+
+
+def _restore(family: Family, text: str) -> str:
+    return f"{'iptables' if family == 4 else 'ip6tables'}-restore -w <<'END'\n{text}\nEND\n"
+
+
+def _veth(node: str, interface: str, peer_node: str, peer: str) -> str:
+    return f"link add {interface} netns {node} type veth peer name {peer} netns {peer_node}"
+
+
+def _addresses(texts: Iterable[str], interface: str, verb: str = "add") -> Iterator[str]:
+    return (f"address {verb} {text} dev {interface}{' nodad' if ':' in text else ''}" for text in texts)
+
+
+def _inside(net: Network, other: Network) -> bool:
+    return net.version == other.version and net.subnet_of(other)  # type: ignore[arg-type]
+
+
+def _free_address(family: Family, taken: Sequence[Network]) -> Address:
+    for text in _SERVERS[family]:
+        address = ipaddress.ip_address(text)
+        if not any(address in net for net in taken):
+            return address
+    raise TwinError(f"no IPv{family} address is left for the internet's server: the configured networks cover them all")
+
+
+def _transits(family: Family, taken: Sequence[Network]) -> list[Network]:
+    """Small networks between the ISPs and the internet, from the first block that overlaps nothing configured."""
+    for whole, length, small in _TRANSIT[family]:
+        blocks: Iterator[Network] = whole.subnets(new_prefix=length)
+        for block in islice(blocks, 4096):
+            if not any(block.overlaps(net) for net in taken if net.version == block.version):
+                return list(islice(block.subnets(new_prefix=small), 1024))
+    raise TwinError(f"no IPv{family} networks are left between ISPs and internet: the configured ones cover them all")
