@@ -10,6 +10,7 @@ from typing import Self
 
 from lsmpy import LsmpyError, command, sandbox, twin
 from lsmpy.config import FAMILIES, Address, Family, Router
+from lsmpy.labserver import READY
 from lsmpy.twin import INTERNET, ROUTER, isp_node, lan_node
 
 __all__ = ["INTERNET", "PORT", "ROUTER", "Lab", "LabError", "isp_node", "lan_node", "wait_until"]
@@ -70,7 +71,9 @@ class Lab:
     def close(self) -> None:
         """End every program that was started here, then remove the namespaces."""
         while self._daemons:
-            self._daemons.pop().stop()
+            daemon = self._daemons.pop()
+            if daemon.alive:
+                daemon.stop()
         made = [node for node in self._twin.nodes() if (sandbox.NETNS / node).exists()]
         command.run("ip", "-batch", "-", stdin="".join(f"netns delete {node}\n" for node in made))
 
@@ -124,9 +127,11 @@ class Lab:
         links = [f"--link={self._twin.link(isp)}={isp.name}" for isp in self.router.isps]
         addresses = [f"--address={address}" for address in self.server.values()]
         said: list[str] = []
-        argv = [sys.executable, "-m", "lsmpy.traffic", "server", f"--port={PORT}", *addresses, *links]
-        self.start(INTERNET, argv, said.append)
-        wait_until(lambda: "ready" in "".join(said), what="the internet's server to be ready")
+        argv = [sys.executable, "-m", "lsmpy.labserver", f"--port={PORT}", *addresses, *links]
+        server = self.start(INTERNET, argv, said.append)
+        wait_until(lambda: said or not server.alive, what="the internet's server to be ready")
+        if said != [f"{READY}\n"]:
+            raise LabError(f"the internet's server did not start: {''.join(said)}")
 
     # -- places ------------------------------------------------------------------------------------------------------
 
