@@ -112,7 +112,6 @@ def start(
     """
     path = find(argv[0])
     log.debug("run: %s%s", " ".join(argv), f"\n{stdin}" if stdin else "")
-    output = {"_out": on_line, "_err": on_line} if on_line else {}
     try:
         process = sh.Command(path)(
             *argv[1:],
@@ -126,7 +125,8 @@ def start(
             _env=_ENVIRONMENT,
             _decode_errors="replace",
             _truncate_exc=False,
-            **output,
+            _out=on_line,
+            _err=on_line,
         )
     except (OSError, sh.ForkException) as error:
         raise CommandError(argv, None, str(error)) from error

@@ -248,7 +248,7 @@ class _Reader:
             warnings=tuple(self.warnings),
         )
 
-    # -- one table at a time: types and unknown keys -----------------------------------------------------------------
+    # -- one table at a time: types and unknown keys ---------------------------------------------------------
 
     def _items(self, name: str) -> list[Any]:
         items = self.raw.get(name, [])
@@ -314,12 +314,14 @@ class _Reader:
     def _table_number(self, index: int, table: int | str) -> int:
         number = self.table_names.get(table) if isinstance(table, str) else table
         if number is None:
-            self._wrong("isp", index, "table", f"{_shown(table)} is no name in /etc/iproute2/rt_tables; give its number")
+            self._wrong(
+                "isp", index, "table", f"{_shown(table)} is no name in /etc/iproute2/rt_tables; give its number"
+            )
         elif not 1 <= number <= 0xFFFFFFFF or number in (253, 254, 255):
             self._wrong("isp", index, "table", f"{number} is not free for an ISP; choose one from 1 to 252")
         return number or 1
 
-    # -- the whole: what must fit together ------------------------------------------------------------------------------
+    # -- the whole: what must fit together -------------------------------------------------------------------
 
     def _check(self, isps: list[Isp], lans: list[Lan], options: Options, state_dir: object) -> None:
         if not isinstance(state_dir, str) or not state_dir.startswith("/"):
@@ -331,7 +333,9 @@ class _Reader:
         for table, items in (("isp", isps), ("lan", lans)):
             for index, item in enumerate(items):
                 if other := interfaces.get(item.interface):
-                    text = f"{_shown(item.interface)} is {other}'s already; each ISP and LAN needs an interface of its own"
+                    text = (
+                        f"{_shown(item.interface)} is {other}'s already; each ISP and LAN needs an interface of its own"
+                    )
                     self._wrong(table, index, "interface", text)
                 interfaces.setdefault(item.interface, item.name)
                 self._check_addresses(table, index, item)
@@ -358,7 +362,7 @@ class _Reader:
                     self._wrong(table, index, key, f"{_shown(value)} is {seen[value]}'s already; give each its own")
                 seen.setdefault(value, item.name)
 
-    def _check_addresses(self, table: str, index: int, item: Isp | Lan) -> None:
+    def _check_addresses(self, table: str, index: int, item: _Addressed) -> None:
         if not item.address:
             self._wrong(table, index, "address", 'is empty; give an address with its prefix, such as "192.0.2.1/24"')
         for text in item.address:
@@ -401,8 +405,9 @@ class _Reader:
             text = f"{isp.quorum} of {len(isp.check)} targets can never answer; give 1 to {len(isp.check)}"
             self._wrong("isp", index, "quorum", text)
         if isp.probe.max_packet_loss <= isp.probe.min_packet_loss:
-            text = f"max_packet_loss ({isp.probe.max_packet_loss}) must be above min_packet_loss ({isp.probe.min_packet_loss})"
-            self._wrong("isp", index, "probe", f"{text}, or the ISP would flip at every probe")
+            highest, lowest = isp.probe.max_packet_loss, isp.probe.min_packet_loss
+            text = f"max_packet_loss ({highest}) must be above min_packet_loss ({lowest}), or the ISP would flip"
+            self._wrong("isp", index, "probe", text)
 
     def _check_targets(self, index: int, isp: Isp, families: set[int]) -> None:
         if not isp.check:
@@ -478,7 +483,7 @@ def _is_address(text: str) -> bool:
 
 
 def _default(table: str, key: str) -> object:
-    kind = {"router": Options, "nat": Nat, "isp.nat": Nat}[table]
+    kind: type[Struct] = Options if table == "router" else Nat
     return next(f.default for f in msgspec.structs.fields(kind) if f.name == key)
 
 

@@ -54,7 +54,7 @@ class Refusal:
     why: str
 
 
-# -- what there is ------------------------------------------------------------------------------------------------------
+# -- what there is -------------------------------------------------------------------------------------------
 
 
 def require_privilege() -> None:
@@ -66,7 +66,9 @@ def require_privilege() -> None:
     status = Path("/proc/self/status").read_text()
     effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
     if not effective or not int(effective[1], 16) >> _CAP_NET_ADMIN & 1:
-        raise KernelError("changing routes and iptables needs root (CAP_NET_ADMIN). Nothing was changed. Run it with sudo")
+        raise KernelError(
+            "changing routes and iptables needs root (CAP_NET_ADMIN). Nothing was changed. Run it with sudo"
+        )
 
 
 def find_backend(choice: str) -> Backend:
@@ -105,9 +107,10 @@ def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
         if held:
             name, rules = next(iter(held.items()))
             raise KernelError(
-                f"iptables is {backend.kind} here, but {_TOOLS[family]}{other.infix} holds {len(rules)} rules in {name}, "
-                f"the first is '{rules[0]}'. Both would mark or translate the same packets. Nothing was changed. "
-                f"Remove them ({_TOOLS[family]}{other.infix} -t {name} -F) or choose iptables = \"{other.kind}\""
+                f"iptables is {backend.kind} here, but {_TOOLS[family]}{other.infix} holds {len(rules)} rules "
+                f"in {name}, the first is '{rules[0]}'. Both would mark or translate the same packets. "
+                "Nothing was changed. "
+                f'Remove them ({_TOOLS[family]}{other.infix} -t {name} -F) or choose iptables = "{other.kind}"'
             )
 
 
@@ -152,7 +155,7 @@ def read_sysctl(key: str) -> str | None:
         return None
 
 
-# -- steps --------------------------------------------------------------------------------------------------------------
+# -- steps ---------------------------------------------------------------------------------------------------
 
 
 def add(steps: Iterable[Changes]) -> list[Refusal]:
@@ -217,7 +220,7 @@ def write_sysctl(key: str, value: str) -> None:
         raise KernelError(f"cannot set {key.replace('/', '.')} to {value}: {error.strerror}") from error
 
 
-# -- details ------------------------------------------------------------------------------------------------------------
+# -- details -------------------------------------------------------------------------------------------------
 
 
 def _which(program: str) -> str | None:
@@ -279,7 +282,8 @@ def _failures(process: Running) -> list[tuple[int, str]]:
     try:
         process.wait()
     except CommandError as error:
-        failures, reason = [], []
+        failures: list[tuple[int, str]] = []
+        reason: list[str] = []
         for line in error.stderr.splitlines():
             if match := re.match(r"Command failed \S*:(\d+)", line):
                 failures.append((int(match[1]), " ".join(reason) or "ip gave no reason"))
@@ -299,4 +303,3 @@ def _explain(error: CommandError, text: str) -> str:
     line = lines[int(match[1]) - 1] if match and 0 < int(match[1]) <= len(lines) else ""
     said = " ".join(part for part in error.stderr.splitlines() if "--help" not in part and part.strip())
     return f"{error.argv[0]} refused{f' the line {line!r}' if line else ''}: {said or f'status {error.status}'}"
-

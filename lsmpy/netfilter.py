@@ -120,7 +120,9 @@ def parse(text: str, source: str) -> dict[str, Table]:
         elif match := re.match(r"-A (\S+)( .*)?$", line):
             problem = _append(chains[current], current, match[1], line)
         else:
-            problem = f"{line.split()[0]!r} is not of iptables-save's format; only *table, :CHAIN, -A and COMMIT lines are"
+            problem = (
+                f"{line.split()[0]!r} is not of iptables-save's format; only *table, :CHAIN, -A and COMMIT lines are"
+            )
         if problem:
             errors.append(f"{source}:{number}: {problem}")
     if errors:

@@ -148,7 +148,7 @@ def _side(
     )
 
 
-# -- who gets new connections -------------------------------------------------------------------------------------------
+# -- who gets new connections --------------------------------------------------------------------------------
 
 
 def _candidates(isps: list[Isp], present: set[str], up: set[str]) -> list[Isp]:
@@ -190,7 +190,7 @@ def _random(weights: tuple[int, ...]) -> list[tuple[int, str]]:
     return tests
 
 
-# -- netfilter ----------------------------------------------------------------------------------------------------------
+# -- netfilter -----------------------------------------------------------------------------------------------
 
 
 def _mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Table:
@@ -223,7 +223,9 @@ def _mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Is
     for isp in isps:
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
     for lan in lans:
-        chains.append(Chain(f"CHOOSE-{lan.name}", None, _chooser(router.options.balance, f"CHOOSE-{lan.name}", candidates)))
+        chains.append(
+            Chain(f"CHOOSE-{lan.name}", None, _chooser(router.options.balance, f"CHOOSE-{lan.name}", candidates))
+        )
     return netfilter.table("mangle", chains)
 
 
@@ -287,7 +289,7 @@ def _translations(isp: Isp, family: Family, chain: str) -> list[str]:
     return [*keep, f"-A {chain} -o {isp.interface} -j {target}"]
 
 
-# -- routing ------------------------------------------------------------------------------------------------------------
+# -- routing -------------------------------------------------------------------------------------------------
 
 
 def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str, Link] | None) -> Iterable[Route]:
@@ -334,7 +336,7 @@ def _rules(router: Router, family: Family, isps: list[Isp]) -> Iterable[Rule]:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
 
 
-# -- settings of the interfaces -------------------------------------------------------------------------------------------
+# -- settings of the interfaces ------------------------------------------------------------------------------
 
 
 def _sysctls(router: Router, links: Mapping[str, Link] | None) -> tuple[tuple[str, str], ...]:
@@ -348,4 +350,3 @@ def _sysctls(router: Router, links: Mapping[str, Link] | None) -> tuple[tuple[st
     devices = [isp.interface for isp in router.isps if isp.carries(4) and (links is None or isp.interface in links)]
     keys = (("rp_filter", "2"), ("src_valid_mark", "1"))
     return tuple((f"net/ipv4/conf/{device}/{key}", value) for device in devices for key, value in keys)
-

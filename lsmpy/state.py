@@ -100,7 +100,8 @@ def write(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise StateError(
-            f"cannot write {path}: {error.strerror}. The file is unchanged; check that {path.parent} exists and is yours to write"
+            f"cannot write {path}: {error.strerror}. The file is unchanged; "
+            f"check that {path.parent} exists and is yours to write"
         ) from error
 
 

@@ -1,0 +1,381 @@
+"""Makes the kernel what the plan says: one at a time, guarded, in an order that never breaks it, or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsmpy import LsmpyError, changes, kernel, memory, netfilter, plan, state
+from lsmpy.changes import Changes
+from lsmpy.config import ConfigError, Family, Router
+from lsmpy.kernel import Backend, KernelError, Refusal
+from lsmpy.netfilter import Chain, Table
+from lsmpy.plan import Plan, Side
+from lsmpy.routing import PROTOCOL, Link, Route
+
+log = logging.getLogger(__name__)
+
+LOCK_PATH = Path("/run/lsmpy.lock")
+_SHOWN_RULES = 20
+_OUR_CHAIN = re.compile(r"(LSMPY|MARK|OUT|CHOOSE)-")
+_TAG = f"{plan.PREFIX}PREROUTING"
+_FORWARDING: Mapping[Family, str] = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+class GuardError(LsmpyError):
+    """The guard of `flush = "all"`: a rebuild would throw away rules that nobody gave up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one rebuild did.
+
+    Attributes:
+        plan: what the kernel now holds.
+        changed: whether anything had to be changed.
+        warnings: what the administrator should know, a line each.
+    """
+
+    plan: Plan
+    changed: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """Everything that one rebuild starts from, read while the lock is held."""
+
+    router: Router
+    backend: Backend
+    extra: Mapping[Family, Mapping[str, Table]]
+    states: Mapping[str, state.Status]
+    links: Mapping[str, Link]
+    live: Mapping[Family, Side]
+
+    def plan(self, refused: Mapping[str, str] | None = None) -> Plan:
+        return plan.build(self.router, self.states, self.links, self.extra, refused)
+
+    def steps(self, wanted: Plan) -> list[Changes]:
+        return [_without_spellings(changes.between(self.live[s.family], s), self.live[s.family]) for s in wanted.sides]
+
+
+def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
+    """One rebuild from the state files.
+
+    Args:
+        router: the configuration.
+        directory: where the state files are.
+        replace: give up rules that are neither ours nor in [rules], if this is the first rebuild.
+
+    Raises:
+        LsmpyError: it could not be done; the message says in what state the router is.
+    """
+    kernel.require_privilege()
+    state.require_directory(directory)
+    with _lock():
+        scene = _look(router, directory)
+        wanted = scene.plan()
+        warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
+        if _is_first(scene.live):
+            _guard(scene, wanted, replace)
+            memory.save_before(scene.live, _present_sysctls(wanted))
+        else:
+            warnings += _removed(scene, wanted)
+        done, changed = _carry_out(scene, wanted, warnings)
+        return Outcome(done, changed, (*warnings, *_not_forwarding(router)))
+
+
+def difference(router: Router, directory: Path) -> str:
+    """The live kernel against what a rebuild would make, as a unified diff; empty when they are the same.
+
+    Raises:
+        LsmpyError: the kernel could not be read.
+    """
+    kernel.require_privilege()
+    state.require_directory(directory)
+    scene = _look(router, directory)
+    wanted = scene.plan()
+    text = "".join(
+        changes.diff(scene.live[side.family], side)
+        for side, step in zip(wanted.sides, scene.steps(wanted), strict=True)
+        if step
+    )
+    settings = [f"-{key}={kernel.read_sysctl(key)}\n+{key}={value}\n" for key, value in _to_set(wanted)]
+    return text + ("--- settings (kernel)\n+++ settings (rebuild)\n" if settings else "") + "".join(settings)
+
+
+def clear(router: Router) -> None:
+    """Take everything of lsmpy's out again and put back what was there before the first rebuild.
+
+    Raises:
+        LsmpyError: it could not be done.
+    """
+    kernel.require_privilege()
+    with _lock():
+        scene = _look(router, None)
+        kept = memory.load_before(router.families)
+        before, sysctls = kept or ({}, {})
+        steps = []
+        for family, live in scene.live.items():
+            side = before.get(family)
+            tables = [
+                _before_table(side, live.table(name), bool(kept)) for name in _table_names(scene.extra.get(family, {}))
+            ]
+            want = Side(family, tuple(tables), side.routes if side else (), side.rules if side else ())
+            steps.append(changes.between(live, want))
+        _undoing(scene, steps, sysctls)
+        memory.forget_before()
+
+
+# -- looking -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    """One rebuild at a time; the kernel gives the lock back when its holder dies."""
+    try:
+        descriptor = os.open(LOCK_PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LsmpyError(f"cannot open the lock {LOCK_PATH}: {error.strerror}. Nothing was changed") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _look(router: Router, directory: Path | None) -> _Scene:
+    extra = {family: rule_files(router, family) for family in router.families}
+    backend = kernel.find_backend(router.options.iptables)
+    kernel.refuse_other_backend(backend, router.families)
+    names = {name for tables in extra.values() for name in _table_names(tables)} | set(plan.OWN_TABLES)
+    owned = frozenset(int(isp.table) for isp in router.isps)
+    links, live = kernel.read(backend, router.families, sorted(names), owned)
+    # The states last: what is written while the kernel is being read still counts.
+    states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
+    return _Scene(router, backend, extra, states, links, live)
+
+
+def rule_files(router: Router, family: Family) -> dict[str, Table]:
+    """The tables of the [rules] files of one family, the files in their order.
+
+    Raises:
+        ConfigError: a file cannot be read, is not in iptables-save format, or uses one of our chains.
+    """
+    merged: dict[str, Table] = {}
+    errors = []
+    for path in router.rules.files(family):
+        try:
+            tables = netfilter.parse(path.read_text(), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            errors.append(f"{path}:1: cannot be read: {error}")
+            continue
+        except ConfigError as error:
+            errors.append(str(error))
+            continue
+        for name, table in tables.items():
+            taken = [chain.name for chain in table.chains if _OUR_CHAIN.match(chain.name)]
+            errors += [f"{path}:1: the chain {chain} is lsmpy's; give yours another name" for chain in taken]
+            merged[name] = netfilter.merge(merged.get(name, netfilter.table(name)), table)
+    if errors:
+        raise ConfigError("\n".join(errors) + "\nNothing was changed.")
+    return merged
+
+
+def _table_names(extra: Mapping[str, Table]) -> list[str]:
+    return [*plan.OWN_TABLES, *(name for name in extra if name not in plan.OWN_TABLES)]
+
+
+def _without_spellings(step: Changes, live: Side) -> Changes:
+    """Leave out tables that differ only in how the user and the kernel spell the same rules."""
+    tables = tuple(t for t in step.tables if not memory.is_spelling_of(step.family, live.table(t.name), t))
+    return Changes(step.family, step.routes, step.rules, tables, step.stale_rules, step.stale_routes)
+
+
+def _to_set(wanted: Plan) -> list[tuple[str, str]]:
+    return [(key, value) for key, value in wanted.sysctls if kernel.read_sysctl(key) not in (value, None)]
+
+
+def _present_sysctls(wanted: Plan) -> dict[str, str]:
+    found = {key: kernel.read_sysctl(key) for key, _ in wanted.sysctls}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _not_forwarding(router: Router) -> list[str]:
+    return [
+        f"{_FORWARDING[family].replace('/', '.')} is 0: nothing of IPv{family} is forwarded; set it to 1 with sysctl"
+        for family in router.families
+        if kernel.read_sysctl(_FORWARDING[family]) == "0"
+    ]
+
+
+# -- the guard -----------------------------------------------------------------------------------------------
+
+
+def _is_first(live: Mapping[Family, Side]) -> bool:
+    """Whether the kernel holds nothing of ours."""
+    tagged = any(side.table("mangle").has(_TAG) for side in live.values())
+    return not tagged and not any(rule.protocol == PROTOCOL for side in live.values() for rule in side.rules)
+
+
+def _foreign(side: Side, wanted: Side) -> list[str]:
+    """Rules that are neither ours nor in [rules], each with its table."""
+    known = {(table.name, rule) for table in wanted.tables for rule in table.rules}
+    return [
+        f"-t {table.name} {rule}"
+        for table in side.tables
+        for rule in table.rules
+        if (table.name, rule) not in known and not _is_ours(rule)
+    ]
+
+
+def _is_ours(rule: str) -> bool:
+    words = rule.split()
+    return bool(_OUR_CHAIN.match(words[1])) or any(
+        words[i] in ("-j", "-g") and words[i + 1].startswith(plan.PREFIX) for i in range(2, len(words) - 1)
+    )
+
+
+def _guard(scene: _Scene, wanted: Plan, replace: bool) -> None:
+    """Stop before rules are thrown away that nobody gave up; what was given up once stays given up."""
+    if replace:
+        _warn_of_lock_out(scene, wanted)
+        return
+    kept = memory.load_before(scene.router.families)
+    given_up = {rule for side in (kept[0] if kept else {}).values() for table in side.tables for rule in table.rules}
+    for side in wanted.sides:
+        rules = [r for r in _foreign(scene.live[side.family], side) if r.split(" ", 2)[2] not in given_up]
+        if rules:
+            more = f"\n  … and {len(rules) - _SHOWN_RULES} more" if len(rules) > _SHOWN_RULES else ""
+            shown = "".join(f"\n  {rule}" for rule in rules[:_SHOWN_RULES])
+            tool = {4: "iptables", 6: "ip6tables"}[side.family]
+            raise GuardError(
+                f"{tool} holds {len(rules)} rules that a rebuild would throw away:{shown}{more}\n"
+                "Nothing was changed. Either put them into a file of [rules] "
+                f"(ipv{side.family} = […], iptables-save format), "
+                'or set flush = "own" in [router] so that only lsmpy\'s own rules are touched, '
+                "or give --replace once to have them replaced (they are saved in "
+                f"{memory.directory() / f'before.v{side.family}'} and --clear puts them back)"
+            )
+
+
+def _warn_of_lock_out(scene: _Scene, wanted: Plan) -> None:
+    for side in wanted.sides:
+        policies = scene.live[side.family].table("filter").policies()
+        table = side.table("filter").with_policies(policies)
+        for chain in table.chains:
+            if chain.policy == "DROP" and not chain.rules:
+                log.warning(
+                    "IPv%s: policy of %s is DROP and no rule of [rules] accepts anything", side.family, chain.name
+                )
+
+
+def _removed(scene: _Scene, wanted: Plan) -> list[str]:
+    """What others have added since and a rebuild throws away, to be named in the log."""
+    warnings = []
+    for side, step in zip(wanted.sides, scene.steps(wanted), strict=True):
+        live = scene.live[side.family]
+        touched = Side(side.family, tuple(live.table(table.name) for table in step.tables), (), ())
+        if rules := _foreign(touched, side):
+            shown = "; ".join(rules[:_SHOWN_RULES])
+            warnings.append(f"removed {len(rules)} rules of IPv{side.family} that are not in [rules]: {shown}")
+    return warnings
+
+
+# -- acting --------------------------------------------------------------------------------------------------
+
+
+def _carry_out(scene: _Scene, wanted: Plan, warnings: list[str]) -> tuple[Plan, bool]:
+    """Routing, then NAT, then marks, then what is stale; undone as a whole when a step fails."""
+    steps = scene.steps(wanted)
+    settings = _to_set(wanted)
+    if not any(steps) and not settings:
+        return wanted, False
+    old_settings = _present_sysctls(wanted)
+    try:
+        refused = _refused_isps(scene.router, kernel.add(steps), warnings)
+        if refused:
+            wanted = scene.plan(refused)
+            steps = scene.steps(wanted)
+        kernel.load(scene.backend, steps)
+        _learn_spellings(scene, steps)
+        for key, value in settings:
+            kernel.write_sysctl(key, value)
+        kernel.drop(steps)
+    except LsmpyError as error:
+        raise KernelError(f"{error}. {_undo(scene, wanted, old_settings)}") from error
+    return wanted, True
+
+
+def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) -> dict[str, str]:
+    """The ISPs whose own route the kernel did not take; what it says of one never stops another's."""
+    refused: dict[str, str] = {}
+    for refusal in refusals:
+        if not isinstance(refusal.item, Route):
+            raise KernelError(f"the kernel refuses the rule '{refusal.item.words()}': {refusal.why}")
+        warnings.append(f"the kernel refuses the route '{refusal.item.words()}': {refusal.why}")
+        for isp in router.isps:
+            if refusal.item.device == isp.interface:
+                refused[isp.name] = f"the kernel refuses its route: {refusal.why}"
+    return refused
+
+
+def _learn_spellings(scene: _Scene, steps: list[Changes]) -> None:
+    """See how the kernel prints tables with users' rules, so that the next rebuild knows them again."""
+    for step in steps:
+        loaded = [table for table in step.tables if table.name in scene.extra.get(step.family, {})]
+        if not loaded:
+            continue
+        _, now = kernel.read(scene.backend, [step.family], [table.name for table in loaded], ())
+        for table in loaded:
+            live = now[step.family].table(table.name)
+            if not table.same_as(live.with_policies({})):
+                memory.learn_spelling(step.family, live, table)
+
+
+def _undo(scene: _Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
+    """Put back the snapshot and say how that went."""
+    try:
+        owned = frozenset(int(isp.table) for isp in scene.router.isps)
+        names = sorted({table.name for side in wanted.sides for table in side.tables})
+        _, now = kernel.read(scene.backend, scene.router.families, names, owned)
+        steps = []
+        for family, live in scene.live.items():
+            tables = tuple(live.table(name).with_policies({}) for name in names)
+            steps.append(changes.between(now[family], Side(family, tables, live.routes, live.rules)))
+        _undoing(scene, steps, settings)
+    except LsmpyError as error:
+        return f"Putting the former state back failed too ({error}): see what stands with lsmpy-reconfig --diff"
+    return "What was already done has been undone: the router is as it was before"
+
+
+def _undoing(scene: _Scene, steps: list[Changes], settings: Mapping[str, str]) -> None:
+    for refusal in kernel.add(steps):
+        log.warning("not put back: '%s': %s", refusal.item.words(), refusal.why)
+    # Marks before translations: nothing may be marked for an ISP whose NAT is gone.
+    kernel.load(scene.backend, [_reversed(step) for step in steps])
+    for key, value in settings.items():
+        kernel.write_sysctl(key, value)
+    kernel.drop(steps)
+
+
+def _reversed(step: Changes) -> Changes:
+    return Changes(step.family, step.routes, step.rules, step.tables[::-1], step.stale_rules, step.stale_routes)
+
+
+def _before_table(before: Side | None, live: Table, kept: bool) -> Table:
+    """What `--clear` leaves of one table: what was kept, or, when nothing was, the live one without ours."""
+    if before and kept:
+        return before.table(live.name).with_policies({})
+    chains = [
+        Chain(chain.name, chain.policy, tuple(rule for rule in chain.rules if not _is_ours(rule)))
+        for chain in live.chains
+        if not _OUR_CHAIN.match(chain.name)
+    ]
+    return netfilter.table(live.name, chains)

@@ -1,0 +1,145 @@
+"""`lsmpy-reconfig`: one rebuild of the router, or one after every change."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+from lsmpy import LsmpyError, __version__, apply, config, kernel, plan, script, state
+from lsmpy.config import Router
+
+log = logging.getLogger("lsmpy")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status (contract, section 3)."""
+    options = _arguments(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
+    )
+    logging.getLogger("sh").setLevel(logging.WARNING)
+    try:
+        return _run(options)
+    except LsmpyError as error:
+        print(f"lsmpy-reconfig: error: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lsmpy-reconfig", description="Rebuild the router from the state files.")
+    parser.add_argument(
+        "-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where the state files are, instead of state_dir")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every command")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--replace", action="store_true", help="replace rules that are neither lsmpy's nor in [rules]")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--watch", action="store_true", help="rebuild now and after every change")
+    what.add_argument("--dry-run", action="store_true", help="print the rebuild as a shell script; needs no root")
+    what.add_argument(
+        "--diff", action="store_true", help="compare the kernel with the rebuild; status 1 if they differ"
+    )
+    what.add_argument("--clear", action="store_true", help="take everything out and put back what was there before")
+    return parser.parse_args(argv)
+
+
+def _run(options: argparse.Namespace) -> int:
+    router = config.load(options.config)
+    directory = options.state_dir or Path(router.state_dir)
+    if options.dry_run:
+        print(script.render(_dry_plan(router, directory)), end="")
+        return 0
+    if options.diff:
+        text = apply.difference(router, directory)
+        print(text, end="")
+        return 1 if text else 0
+    if options.clear:
+        apply.clear(router)
+        log.info("cleared: what was there before the first rebuild is back")
+        return 0
+    for warning in router.warnings:
+        log.warning("%s", warning)
+    if options.watch:
+        return _watch(options, router)
+    _rebuild(router, directory, options.replace)
+    return 0
+
+
+def _dry_plan(router: Router, directory: Path) -> plan.Plan:
+    state.require_directory(directory)
+    extra = {family: apply.rule_files(router, family) for family in router.families}
+    states = {isp.name: state.read(directory, isp.name) for isp in router.isps}
+    links = kernel.read_links()
+    # On another machine than the router all interfaces are taken for granted.
+    here = any(item.interface in links for item in (*router.isps, *router.lans))
+    return plan.build(router, states, links if here else None, extra)
+
+
+def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] = frozenset()) -> frozenset[str]:
+    """One rebuild, and a line in the log; returns its warnings, of which those in `told` are not repeated."""
+    began = time.monotonic()
+    outcome = apply.rebuild(router, directory, replace)
+    for warning in outcome.warnings:
+        if warning not in told:
+            log.warning("%s", warning)
+    took_ms = (time.monotonic() - began) * 1000
+    if outcome.changed:
+        log.info("rebuilt in %.0f ms: %s", took_ms, outcome.plan.summary)
+    else:
+        log.debug("nothing to do: %s", outcome.plan.summary)
+    return frozenset(outcome.warnings)
+
+
+def _watch(options: argparse.Namespace, router: Router) -> int:
+    """The daemon: the first rebuild must succeed, a later one that fails is told and tried again."""
+    from lsmpy.watch import Watch  # only the daemon needs watchdog
+
+    directory = options.state_dir or Path(router.state_dir)
+    state.require_directory(directory)
+    watch = Watch(directory, _file_names(router))
+    hangups: list[int] = []
+
+    def on_hangup(number: int, _: object) -> None:
+        hangups.append(number)
+        watch.wake()
+
+    signal.signal(signal.SIGHUP, on_hangup)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: watch.stop())
+    told: frozenset[str] | None = None
+    for _ in watch.wakes():
+        if hangups:
+            hangups.clear()
+            router = _reload(options.config, router)
+            watch.aim(options.state_dir or Path(router.state_dir), _file_names(router))
+        try:
+            told = _rebuild(router, watch.directory, options.replace, told or frozenset())
+        except LsmpyError as error:
+            if told is None:
+                raise
+            log.error("error: %s", error)
+    return 0
+
+
+def _file_names(router: Router) -> list[str]:
+    paths = (state.state_path, state.force_path)
+    return [path(Path(), isp.name).name for isp in router.isps for path in paths]
+
+
+def _reload(path: Path, old: Router) -> Router:
+    try:
+        router = config.load(path)
+    except LsmpyError as error:
+        log.error("error: the new configuration is refused and the old one kept:\n%s", error)
+        return old
+    log.info("configuration read again")
+    return router
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The rebuild as a shell script, for `--dry-run`: what a person can read, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lsmpy import netfilter
+from lsmpy.changes import add_text
+from lsmpy.netfilter import BUILTIN, Table
+from lsmpy.plan import Plan, Side
+from lsmpy.routing import PROTOCOL
+
+_TOOLS = {4: "iptables", 6: "ip6tables"}
+_HEADER = r"""#!/bin/sh
+# The router as lsmpy-reconfig would build it now: @SUMMARY@
+# Run it as root. It replaces the tables below whole, keeps the policies of built-in chains, and asks nobody.
+set -eu
+
+# Adds and replaces; a rule that is there already, or an interface that is not, stops nothing else.
+add() { ip "$1" -force -batch - 2>&1 | grep -v -e 'File exists' -e 'Command failed' >&2 || true; }
+
+# Loads one table in one commit; a policy that reads KEEP stays as it is.
+load() {
+    policies=$("$1-save" -t "$2" | sed -n 's/^:\([A-Z]*\) \([A-Z][A-Z]*\) .*/s@^:\1 KEEP @:\1 \2 @/p')
+    sed -e "$policies" -e 's/^\(:[A-Z]*\) KEEP /\1 ACCEPT /' | "$1-restore" -w
+}
+
+# Removes the rules that are ours or lead to the tables $2, and are not in the list on standard input.
+only_rules() {
+    wanted=$(cat)
+    ip "$1" -N rule show | sed 's/^\([0-9]*\):[[:space:]]*/pref \1 /; s/ \[detached\]//; s/ *$//' |
+        grep -E " proto @PROTOCOL@\$| lookup ($2)( |\$)" |
+        while read -r rule; do
+            printf '%s\n' "$wanted" | grep -qxF -- "$rule" || echo "rule del $rule"
+        done | ip "$1" -force -batch -
+}
+
+# Removes from the routing table $2 what leads elsewhere than the targets on standard input.
+only_routes() {
+    wanted=$(cat)
+    ip "$1" -N route show table "$2" | sed -E 's/ (linkdown|dead|pref [a-z]+)//g; s/ *$//' |
+        while read -r route; do
+            target=${route#7 }
+            printf '%s\n' "$wanted" | grep -qxF -- "${target%% *}" || echo "route del $route table $2"
+        done | ip "$1" -force -batch -
+}
+
+"""
+
+
+def render(plan: Plan) -> str:
+    """The whole script; it needs nothing but sh, sed, grep, ip and iptables."""
+    header = _HEADER.replace("@SUMMARY@", plan.summary or "no ISP").replace("@PROTOCOL@", str(PROTOCOL))
+    parts = [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
+    parts += [_table(side, table) for side in plan.sides for table in side.tables]
+    parts += [f"echo {value} >/proc/sys/{key} || true\n" for key, value in plan.sysctls]
+    parts += [part for side in plan.sides for part in _stale(side)]
+    return header + "\n".join(parts)
+
+
+def _table(side: Side, table: Table) -> str:
+    text = netfilter.render([table])
+    for chain in table.chains:
+        if chain.name in BUILTIN[table.name] and chain.policy is None:
+            text = text.replace(f":{chain.name} ACCEPT [0:0]", f":{chain.name} KEEP [0:0]", 1)
+    return _input(f"load {_TOOLS[side.family]} {table.name}", text)
+
+
+def _stale(side: Side) -> Iterable[str]:
+    numbers = sorted({route.table for route in side.routes})
+    yield _input(f"only_rules -{side.family} '{'|'.join(map(str, numbers))}'", _lines(_printed_rules(side)))
+    for number in numbers:
+        targets = sorted({route.target for route in side.routes if route.table == number})
+        yield _input(f"only_routes -{side.family} {number}", _lines(targets))
+
+
+def _printed_rules(side: Side) -> Iterable[str]:
+    """Our rules in the words in which `ip -N rule show` prints them."""
+    for rule in side.rules:
+        selector = rule.selector if rule.selector.startswith("from") else f"from all {rule.selector}".strip()
+        suppress = " suppress_prefixlength 0" if rule.suppress_default else ""
+        yield f"pref {rule.priority} {selector} lookup {rule.table}{suppress} proto {rule.protocol}"
+
+
+def _lines(items: Iterable[str]) -> str:
+    return "".join(f"{item}\n" for item in items)
+
+
+def _input(command: str, text: str) -> str:
+    return f"{command} <<'END_OF_INPUT'\n{text}END_OF_INPUT\n"

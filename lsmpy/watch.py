@@ -1,0 +1,154 @@
+"""Wakes the router when its world has changed: the state directory (watchdog) or the kernel's interfaces and routes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from watchdog.events import (
+    DirDeletedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.inotify import InotifyObserver
+
+from lsmpy import LsmpyError, netlink
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 0.1  # what comes this soon after a rebuild waits for the next, together with all that follows
+TICK_S = 30.0  # how long a change that nobody has told of may last
+_HEARTBEAT_S = 0.5
+_EVENTS = [DirDeletedEvent, FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileMovedEvent]
+
+
+class WatchError(LsmpyError):
+    """A part of the watch has died, so that changes would go unseen."""
+
+
+class Watch(FileSystemEventHandler):
+    """Yields whenever the router should be looked at again, at once after a first change, then settled.
+
+    Changes are hints only: whoever is woken reads everything anew, so that none is lost however many there were.
+
+    Args:
+        directory: the state directory.
+        names: the files in it that matter.
+    """
+
+    def __init__(self, directory: Path, names: Iterable[str]) -> None:
+        self.aim(directory, names)
+        self.stopped = False
+        self._wake = threading.Event()
+        self._wake.set()
+        self._observer: InotifyObserver | None = None
+        self._inode: tuple[int, int] | None = None
+
+    def aim(self, directory: Path, names: Iterable[str]) -> None:
+        """Watch this directory for these files from now on."""
+        self.directory, self.names = directory, frozenset(names)
+
+    def wake(self) -> None:
+        """Make the watch yield soon; may be called from anywhere, a signal handler too."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Make the watch end."""
+        self.stopped = True
+        self._wake.set()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Called by watchdog's thread, which an exception would kill."""
+        paths = (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))
+        if any(os.path.basename(path) in self.names for path in paths) or os.fsdecode(event.src_path) == str(
+            self.directory
+        ):
+            self._wake.set()
+
+    def wakes(self) -> Iterator[None]:
+        """Yield once at the start, when something has changed, and every `TICK_S`; end after `stop`.
+
+        While the state directory is gone nothing is yielded: its absence does not mean that every ISP is up.
+
+        Raises:
+            WatchError: a part of the watch has died.
+        """
+        kernel = netlink.open_socket()
+        listener = threading.Thread(target=netlink.listen, args=(kernel, self.wake), daemon=True)
+        listener.start()
+        try:
+            self._follow()  # before the first look, so that nothing falls between
+            looked = -TICK_S
+            while not self.stopped:
+                self._wake.wait(_HEARTBEAT_S)
+                if not listener.is_alive():
+                    raise WatchError("the kernel's notifications have stopped; the router stays as it is")
+                self._follow()
+                due = self._wake.is_set() or time.monotonic() - looked >= TICK_S
+                if self.stopped or not due or self._inode is None:
+                    continue
+                self._wake.clear()
+                looked = time.monotonic()
+                yield
+                self._settle()
+        finally:
+            kernel.close()
+            self._unfollow()
+
+    def _settle(self) -> None:
+        """Let a burst come to its end before it is looked at; only being stopped cuts this short."""
+        end = time.monotonic() + SETTLE_S
+        while not self.stopped and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.02))
+
+    # -- the state directory, which may be deleted, renamed and made anew --------------------------------------------
+
+    def _follow(self) -> None:
+        """Keep an observer on the directory that is there now."""
+        inode = self._current_inode()
+        if inode == self._inode:
+            if self._observer and not self._is_sound(self._observer):
+                raise WatchError(f"the observer of {self.directory} has died; the router stays as it is")
+            return
+        self._unfollow()
+        self._inode = inode
+        if inode is None:
+            log.warning("the state directory %s is gone; the router stays as it is until it is back", self.directory)
+            return
+        observer = InotifyObserver()
+        try:
+            observer.schedule(self, str(self.directory), event_filter=_EVENTS)
+            observer.start()
+        except FileNotFoundError:
+            self._inode = None  # gone again; the next heartbeat sees more
+            return
+        except OSError as error:
+            raise WatchError(
+                f"cannot watch {self.directory}: {error.strerror}; see fs.inotify.max_user_watches"
+            ) from error
+        self._observer = observer
+        self._wake.set()
+
+    def _is_sound(self, observer: InotifyObserver) -> bool:
+        return observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
+
+    def _unfollow(self) -> None:
+        if self._observer:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+
+    def _current_inode(self) -> tuple[int, int] | None:
+        try:
+            found = self.directory.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
