@@ -81,13 +81,14 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
     with _lock():
         scene = _look(router, directory)
         wanted = scene.plan()
+        steps = scene.steps(wanted)
         warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
         if _is_first(scene.live):
             _guard(scene, wanted, replace)
             memory.save_before(scene.live, _present_sysctls(wanted))
         else:
-            warnings += _removed(scene, wanted)
-        done, changed = _carry_out(scene, wanted, warnings)
+            warnings += _removed(scene, wanted, steps)
+        done, changed = _carry_out(scene, wanted, steps, warnings)
         return Outcome(done, changed, (*warnings, *_not_forwarding(router)))
 
 
@@ -276,10 +277,10 @@ def _warn_of_lock_out(scene: _Scene, wanted: Plan) -> None:
                 )
 
 
-def _removed(scene: _Scene, wanted: Plan) -> list[str]:
+def _removed(scene: _Scene, wanted: Plan, steps: list[Changes]) -> list[str]:
     """What others have added since and a rebuild throws away, to be named in the log."""
     warnings = []
-    for side, step in zip(wanted.sides, scene.steps(wanted), strict=True):
+    for side, step in zip(wanted.sides, steps, strict=True):
         live = scene.live[side.family]
         touched = Side(side.family, tuple(live.table(table.name) for table in step.tables), (), ())
         if rules := _foreign(touched, side):
@@ -291,9 +292,8 @@ def _removed(scene: _Scene, wanted: Plan) -> list[str]:
 # -- acting --------------------------------------------------------------------------------------------------
 
 
-def _carry_out(scene: _Scene, wanted: Plan, warnings: list[str]) -> tuple[Plan, bool]:
+def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list[str]) -> tuple[Plan, bool]:
     """Routing, then NAT, then marks, then what is stale; undone as a whole when a step fails."""
-    steps = scene.steps(wanted)
     settings = _to_set(wanted)
     if not any(steps) and not settings:
         return wanted, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -61,8 +62,7 @@ class _Addressed(Struct, frozen=True, kw_only=True):
 
     def addresses(self, family: Family) -> tuple[Interface, ...]:
         """Its addresses of one family with their networks, in the order of the file."""
-        parsed = (ipaddress.ip_interface(text) for text in self.address)
-        return tuple(each for each in parsed if each.version == family)
+        return tuple(each for each in map(_interface, self.address) if each.version == family)
 
 
 class Isp(_Addressed, frozen=True, kw_only=True):
@@ -82,8 +82,7 @@ class Isp(_Addressed, frozen=True, kw_only=True):
 
     def next_hop(self, family: Family) -> Address | None:
         """The gateway of one family, or None when this ISP does not carry it."""
-        parsed = (ipaddress.ip_address(text) for text in self.gateway)
-        return next((each for each in parsed if each.version == family), None)
+        return next((each for each in map(_address, self.gateway) if each.version == family), None)
 
     def carries(self, family: Family) -> bool:
         """Whether this ISP has an address and a gateway of the family."""
@@ -157,6 +156,16 @@ _LATER: dict[str, tuple[object, ...]] = {
 _LATER_KEYS = {"policy", "events", "isp.prefix", "rules.after"}
 _SINGLE_OR_LIST = {"address", "gateway", "check"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
+
+
+@lru_cache(maxsize=1024)
+def _interface(text: str) -> Interface:
+    return ipaddress.ip_interface(text)
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> Address:
+    return ipaddress.ip_address(text)
 
 
 def lowest_bit(mask: int) -> int:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,11 @@ _OTHER = {"nft": "legacy", "legacy": "nft"}
 _LOCK_WAIT = ("-w", "10")
 _GONE = ("No such process", "No such file or directory", "Cannot find device", "FIB table does not exist")
 _CAP_NET_ADMIN = 12
+_ASK_IP = r"link show\naddress show\nroute show table all\nrule show\n"
+_MARK = "=="
+_INTERFACES = msgspec.json.Decoder(list[dict[str, Any]])
+_RULES = msgspec.json.Decoder(list[dict[str, Any]])
+_ROUTES = msgspec.json.Decoder(list[Route], strict=False)
 _Item = TypeVar("_Item", Route, Rule)
 
 
@@ -116,7 +121,10 @@ def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
 
 def read_links() -> dict[str, Link]:
     """The interfaces of this network namespace; needs no root."""
-    return _links(msgspec.json.decode(command.run("ip", "-json", "address", "show")))
+    links: dict[str, Link] = {}
+    said = _INTERFACES.decode(command.run("ip", "-json", "address", "show"))
+    _add_links(links, said, said)
+    return links
 
 
 def read(
@@ -130,21 +138,23 @@ def read(
         tables: which netfilter tables.
         owned: the routing tables that are ours whole, whoever wrote into them.
     """
-    saving = {family: command.start([backend.save(family)]) for family in families}
-    shared = _start_ip([], "address show\nroute show table all\nrule show\n")
-    rules6 = _start_ip(["-6"], "rule show\n") if 6 in families else None
-    addresses, routes, rules4 = _arrays(shared.wait(), 3)
-    rules: dict[Family, list[dict[str, object]]] = {4: rules4, 6: _arrays(rules6.wait(), 1)[0] if rules6 else []}
+    asking = [backend.save(family) for family in families]
+    asking += [f"printf '{_ASK_IP}' | ip -{family} -N -json -batch -" for family in families]
+    # One shell asks all: to start a program from Python costs several times what it costs from a shell.
+    answers = command.run("sh", "-c", "set -e\n" + f"\necho {_MARK}\n".join(asking)).split(f"{_MARK}\n")
+    links: dict[str, Link] = {}
     sides: dict[Family, Side] = {}
-    for family in families:
-        saved = netfilter.parse(saving[family].wait(), backend.save(family))
+    for family, saved, said in zip(families, answers, answers[len(families) :], strict=False):
+        known = netfilter.parse(saved, backend.save(family))
+        interfaces, addresses, routes, rules = _arrays(said, 4)
+        _add_links(links, _INTERFACES.decode(interfaces), _INTERFACES.decode(addresses))
         sides[family] = Side(
             family=family,
-            tables=tuple(saved[name] for name in tables if name in saved),
-            routes=tuple(_ours(map(routing.read_route, _of_family(routes, family)), owned)),
-            rules=tuple(_ours(map(routing.read_rule, rules[family]), owned)),
+            tables=tuple(known[name] for name in tables if name in known),
+            routes=tuple(_ours(_ROUTES.decode(routes), owned)),
+            rules=tuple(_ours(map(routing.read_rule, _RULES.decode(rules)), owned)),
         )
-    return _links(addresses), sides
+    return links, sides
 
 
 def read_sysctl(key: str) -> str | None:
@@ -248,33 +258,30 @@ def _legacy_names(family: Family) -> set[str]:
         return set()
 
 
-def _start_ip(options: list[str], batch: str) -> Running:
-    return command.start(["ip", *options, "-N", "-json", "-batch", "-"], batch)
-
-
 def _start_batch(family: Family, batch: str) -> Running:
     return command.start(["ip", f"-{family}", "-force", "-batch", "-"], batch)
 
 
-def _arrays(text: str, count: int) -> list[list[dict[str, object]]]:
+def _arrays(text: str, count: int) -> list[str]:
     """One JSON array a command; `ip` ends each with a line."""
-    arrays = [msgspec.json.decode(line) for line in text.splitlines() if line.strip()]
+    arrays = [line for line in text.splitlines() if line.strip()]
     if len(arrays) != count:
         raise KernelError(f"ip printed {len(arrays)} lists instead of {count}; iproute2 4.18 or newer is needed")
     return arrays
-
-
-def _of_family(routes: list[dict[str, object]], family: Family) -> Iterable[dict[str, object]]:
-    # Every IPv6 route has a preference (RFC 4191), no IPv4 route has one.
-    return (item for item in routes if ("pref" in item) == (family == 6))
 
 
 def _ours(items: Iterable[_Item], owned: Collection[int]) -> Iterable[_Item]:
     return (item for item in items if item.protocol == routing.PROTOCOL or item.table in owned)
 
 
-def _links(addresses: list[dict[str, object]]) -> dict[str, Link]:
-    return {str(item["ifname"]): routing.read_link(item) for item in addresses if "ifname" in item}
+def _add_links(links: dict[str, Link], interfaces: list[dict[str, Any]], addresses: list[dict[str, Any]]) -> None:
+    """Every interface, with the addresses of one more family."""
+    found = {item["ifname"]: routing.read_link(item) for item in addresses if "ifname" in item}
+    for item in interfaces:
+        if "ifname" in item:
+            link, more = routing.read_link(item), found.get(item["ifname"])
+            before = links.get(item["ifname"], link).addresses
+            links[item["ifname"]] = Link(link.up, link.carrier, before | (more.addresses if more else frozenset()))
 
 
 def _failures(process: Running) -> list[tuple[int, str]]:

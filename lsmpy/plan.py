@@ -293,23 +293,30 @@ def _translations(isp: Isp, family: Family, chain: str) -> list[str]:
 
 
 def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str, Link] | None) -> Iterable[Route]:
-    """One table an ISP: the local networks, its default, and an end that is never passed (R2)."""
-    local = [
-        (each, item.interface)
-        for item in (*isps, *router.lans)
-        for each in item.addresses(family)
-        if _has(item.interface, each, links)
-    ]
+    """One table an ISP: its own network and the LANs', its default, and an end that is never passed (R2).
+
+    The article has the other ISPs' networks in each table as well. `lookup main` comes first here and knows them, and
+    with 64 ISPs they would be 8,000 routes to compare at every rebuild.
+    """
+    lans = [local for lan in router.lans for local in _local(lan, family, links)]
     for isp in isps:
-        number = int(isp.table)
-        for each, device in local:
-            # IPv6 picks the source itself, and refuses one that is still being checked for duplicates.
-            source = str(each.ip) if family == 4 else None
-            yield routing.unicast(family, number, _target(each), device, None, source)
+        number, own = int(isp.table), _local(isp, family, links)
+        for target, device, source in (*own, *lans):
+            yield routing.unicast(family, number, target, device, None, source)
         # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
         if _has(isp.interface, isp.addresses(family)[0], links):
             yield routing.unicast(family, number, "default", isp.interface, str(isp.next_hop(family)), None)
-        yield routing.unreachable(number)
+        yield routing.unreachable(family, number)
+
+
+def _local(item: Isp | Lan, family: Family, links: Mapping[str, Link] | None) -> list[tuple[str, str, str | None]]:
+    """Target, interface and source of each network on one interface that is there."""
+    return [
+        # IPv6 picks the source itself, and refuses one that is still being checked for duplicates.
+        (_target(each), item.interface, str(each.ip) if family == 4 else None)
+        for each in item.addresses(family)
+        if _has(item.interface, each, links)
+    ]
 
 
 def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> bool:

@@ -6,35 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 # Marks what is ours in routes and rules, as routing daemons do (rt_protos); free in iproute2's list.
 PROTOCOL = 76
 MAIN = 254
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
-_UNICAST, _UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
+UNICAST, UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
+_KINDS = {UNREACHABLE: "unreachable"}
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One route of one table.
+_NAMES = {"target": "dst", "kind": "type", "device": "dev", "source": "prefsrc"}
+
+
+class Route(Struct, frozen=True, rename=_NAMES):
+    """One route of one table, as `ip -N -json route show` prints it, so that a whole table is decoded at once.
 
     Attributes:
+        target: `default` or a network; a single host without its prefix length.
         table: its table's number.
-        target: `default` or a network; a single host without its prefix length, as `ip` prints it.
-        kind: `unicast`, `unreachable`, or the kernel's number of another type.
+        kind: the kernel's number of its type (rtnetlink(7), rtm_type).
         gateway, device, source: as in ip-route(8), None where there is none.
         metric: 0 is IPv4's default.
         protocol: who made it.
     """
 
-    table: int
     target: str
-    kind: str = "unicast"
+    table: int = MAIN
+    kind: str = UNICAST
     gateway: str | None = None
     device: str | None = None
     source: str | None = None
     metric: int = 0
-    protocol: int = PROTOCOL
+    protocol: int = 0
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -43,9 +48,9 @@ class Route:
 
     def words(self) -> str:
         """The arguments of `ip route replace` and `ip route del`."""
-        parts = [self.target] if self.kind == "unicast" else [self.kind, self.target]
-        for word, value in (("via", self.gateway), ("dev", self.device)):
-            parts += [word, value] if value else []
+        parts = [self.target] if self.kind == UNICAST else [_KINDS.get(self.kind, self.kind), self.target]
+        given = (("via", self.gateway), ("dev", self.device if self.kind == UNICAST else None))
+        parts += [word for pair in given if pair[1] for word in pair if word]
         parts += ["table", str(self.table), "proto", str(self.protocol)]
         parts += ["src", self.source] if self.source else []
         parts += ["metric", str(self.metric)] if self.metric else []
@@ -84,32 +89,16 @@ def fwmark(value: int, mask: int) -> str:
     return f"fwmark {value:#x}" if mask == 0xFFFFFFFF else f"fwmark {value:#x}/{mask:#x}"
 
 
-def unreachable(table: int) -> Route:
+def unreachable(family: int, table: int) -> Route:
     """The last route of an ISP's table, so that a lookup never falls through to another ISP (R2)."""
-    return Route(table, "default", "unreachable", metric=LAST_METRIC)
+    device = "lo" if family == 6 else None  # as the kernel says itself
+    return Route("default", table, UNREACHABLE, device=device, metric=LAST_METRIC, protocol=PROTOCOL)
 
 
 def unicast(family: int, table: int, target: str, device: str, gateway: str | None, source: str | None) -> Route:
     """A route through an interface, with the metric that the kernel gives it anyway."""
     metric = _IPV6_METRIC if family == 6 else 0
-    return Route(table, target, gateway=gateway, device=device, source=source, metric=metric)
-
-
-def read_route(item: Mapping[str, Any]) -> Route:
-    """One route as `ip -json -N route show table all` prints it."""
-    kind = item.get("type", _UNICAST)
-    ours = kind in (_UNICAST, _UNREACHABLE)
-    reachable = kind == _UNICAST
-    return Route(
-        table=int(item.get("table", MAIN)),
-        target=item["dst"],
-        kind={_UNICAST: "unicast", _UNREACHABLE: "unreachable"}[kind] if ours else kind,
-        gateway=item.get("gateway") or ("several" if "nexthops" in item else None),
-        device=item.get("dev") if reachable else None,  # IPv6 shows `lo` for an unreachable one
-        source=item.get("prefsrc"),
-        metric=item.get("metric", 0),
-        protocol=int(item.get("protocol", 0)),
-    )
+    return Route(target, table, UNICAST, gateway, device, source, metric, PROTOCOL)
 
 
 def read_rule(item: Mapping[str, Any]) -> Rule:
