@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,9 +13,10 @@ from msgspec import Struct
 
 from lsmpy import command
 from lsmpy.config import Family
-from lsmpy.lab import PORT, Lab, LabError, lan_node
+from lsmpy.lab import PORT, ROUTER, Lab, LabError, lan_node
 
 Proto = Literal["tcp", "udp"]
+_TRACKED = re.compile(r"^(tcp|udp) .*?src=(\S+) dst=\S+ sport=(\d+) .*\bmark=(\d+)", re.MULTILINE)
 
 
 class Flow(Struct, frozen=True, kw_only=True):
@@ -183,6 +185,23 @@ class LongFlows:
     def isps(self) -> dict[int, str]:
         """By which ISP each flow goes now."""
         return {event.flow: event.isp for event in list(self.events) if event.event == "isp"}
+
+
+def tracked(lab: Lab, flows: Sequence[tuple[str, Flow]]) -> dict[tuple[str, Flow], str]:
+    """For flows and their LANs, the ISP that the router's conntrack has each of them on; empty if it knows none.
+
+    Raises:
+        CommandError: conntrack failed.
+    """
+    wanted = {(flow.proto, str(lab.host(lan, flow.family)), flow.port): (lan, flow) for lan, flow in flows}
+    found = dict.fromkeys(flows, "")
+    names = {lab.router.mark_value(isp): isp.name for isp in lab.router.isps}
+    for family in sorted({flow.family for _, flow in flows}):
+        listing = lab.run(ROUTER, "conntrack", "-L", "-f", f"ipv{family}")
+        for proto, source, port, mark in _TRACKED.findall(listing):
+            if flow := wanted.get((proto, source, int(port))):
+                found[flow] = names.get(int(mark) & lab.router.options.mark_mask, "")
+    return found
 
 
 def _client(lab: Lab, mode: str, protos: Sequence[Proto], families: Sequence[Family]) -> list[str]:

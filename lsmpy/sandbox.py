@@ -27,6 +27,11 @@ def inside() -> bool:
     return _MARKER in os.environ
 
 
+def hides(path: Path) -> bool:
+    """Whether a file cannot be seen from inside, because it lies where the sandbox has its own files."""
+    return any(path.resolve().is_relative_to(place) for place in _hidden())
+
+
 def enter(argv: Sequence[str]) -> int:
     """Run a program in a new sandbox, with our terminal and environment, and return its exit status.
 
@@ -115,10 +120,14 @@ def _bury(main: int) -> int | None:
             found = status
 
 
+def _hidden() -> list[Path]:
+    """Where a router part writes outside its networks: state files, named namespaces, locks, saved tables."""
+    return sorted({Path(name).resolve() for name in ("/run", "/var/run", "/var/lib/lsmpy") if Path(name).is_dir()})
+
+
 def _private_files() -> None:
-    """Hide what a router part would write outside its networks: state files, named namespaces, locks, saved tables."""
-    places = {Path(name).resolve() for name in ("/run", "/var/run", "/var/lib/lsmpy") if Path(name).is_dir()}
-    for place in sorted(places):
+    """Put empty directories over those."""
+    for place in _hidden():
         command.run("mount", "-t", "tmpfs", "tmpfs", str(place))
     NETNS.mkdir(parents=True)
     SAVED.mkdir()

@@ -115,7 +115,7 @@ class Client:
         self._in_flight += 1
         self._open.append(flow)
         try:
-            flow.port = _connect(flow.sock, (target, self._port), proto, self._ports)
+            flow.port = _connect(flow.sock, (target, self._port), self._ports)
             self._loop.register(flow.sock, selectors.EVENT_WRITE if proto == "tcp" else selectors.EVENT_READ, flow)
             if proto == "udp":
                 flow.sock.send(ONCE)
@@ -169,7 +169,7 @@ class Client:
             flow = Flow(socket.socket(_family(target), _KINDS[proto]), proto, now, now)
             flows.append(flow)
             with suppress(OSError):
-                flow.port = _connect(flow.sock, (target, self._port), proto, self._ports)
+                flow.port = _connect(flow.sock, (target, self._port), self._ports)
             self._loop.register(flow.sock, selectors.EVENT_READ, (number, flow))
         due = start
         while not self.ended and time.monotonic() - start < seconds:
@@ -239,11 +239,9 @@ def _ports() -> Iterator[int]:
         number += 1
 
 
-def _connect(sock: socket.socket, target: tuple[str, int], proto: str, ports: Iterator[int]) -> int:
+def _connect(sock: socket.socket, target: tuple[str, int], ports: Iterator[int]) -> int:
     """Begin to connect from the next free port and return that."""
     sock.setblocking(False)
-    if proto == "tcp":
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for port in ports:
         try:
             sock.bind(("", port))

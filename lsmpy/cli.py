@@ -1,0 +1,75 @@
+"""`lsmpy`: the commands for people."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lsmpy import LsmpyError, __version__, config, state
+
+
+class UnknownIspError(LsmpyError):
+    """A command names an ISP that is not configured."""
+
+    exit_status = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status (contract, section 3)."""
+    parser = argparse.ArgumentParser(prog="lsmpy", description="Failover and load balancing over two or more ISPs.")
+    parser.add_argument("--version", action="version", version=f"lsmpy {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
+    )
+
+    text = "take an ISP out of use or into it by hand, or give it back to its state file (auto)"
+    force = commands.add_parser("force", parents=[common], help=text, description=f"{text.capitalize()}.")
+    force.add_argument("name", metavar="NAME", help="the ISP")
+    force.add_argument("to", choices=[*state.FORCES, "auto"])
+    force.add_argument("--state-dir", type=Path, metavar="DIR", help="where the state files are, instead of state_dir")
+    force.set_defaults(run=_force)
+
+    text = "break every ISP of a twin of this router, in namespaces, and report what happens"
+    rehearse = commands.add_parser("rehearse", parents=[common], help=text, description=f"{text.capitalize()}.")
+    rehearse.add_argument(
+        "--json", action="store_true", help="print the facts as JSON, and the timeline on standard error"
+    )
+    rehearse.set_defaults(run=_rehearse)
+
+    options = parser.parse_args(argv)
+    try:
+        return int(options.run(options))
+    except LsmpyError as error:
+        print(f"lsmpy: error: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _force(options: argparse.Namespace) -> int:
+    router = config.load(options.config)
+    names = [isp.name for isp in router.isps]
+    if options.name not in names:
+        raise UnknownIspError(f"there is no ISP {options.name}; known are {', '.join(names)}. Nothing was changed")
+    directory = options.state_dir or Path(router.state_dir)
+    state.require_directory(directory)
+    path = state.force_path(directory, options.name)
+    if options.to == "auto":
+        state.remove(path)
+        now = "up" if state.read(directory, options.name).up else "down"
+        print(f"{options.name} follows its state file again and is {now} ({path} is gone)")
+    else:
+        state.write(path, options.to)
+        print(f"{options.name} is forced {options.to} ({path}); to undo this: lsmpy force {options.name} auto")
+    return 0
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    from lsmpy.rehearse import rehearse  # what it imports takes a while, and no other command needs it
+
+    return rehearse(options.config, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
