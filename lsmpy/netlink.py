@@ -5,29 +5,41 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from lsmpy.routing import PROTOCOL
 
+# RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, and group 20, which is IPV6_RULE.
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x80000
-# RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, and group 20, IPV6_RULE
-_NEW = frozenset({24, 32})  # RTM_NEWROUTE, RTM_NEWRULE
+_LINKS_AND_ADDRESSES = frozenset({16, 17, 20, 21})
+_NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE = 24, 25, 32, 33
 _HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, port
-_PROTOCOL_AT = {24: _HEADER.size + 5}  # rtm_protocol in struct rtmsg
-_FRA_PROTOCOL = 21
-_ENOUGH = 1 << 20
+_INDEX_AT = _HEADER.size + 4  # in struct ifinfomsg and struct ifaddrmsg
+_PROTOCOL_AT = _HEADER.size + 5  # in struct rtmsg
+_ATTRIBUTES_AT = _HEADER.size + 12  # after struct rtmsg or struct fib_rule_hdr
+_TABLE, _RULE_PROTOCOL = 15, 21  # RTA_TABLE and FRA_TABLE; FRA_PROTOCOL
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """What changes are to be told of: of these interfaces, and of these routing tables or rules to them."""
+
+    interfaces: frozenset[str]
+    tables: frozenset[int]
 
 
 def open_socket() -> socket.socket:
     """A socket that becomes readable when something has changed."""
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ENOUGH)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     opened.bind((0, _GROUPS))
     return opened
 
 
-def listen(opened: socket.socket, on_change: Callable[[], object]) -> None:
-    """Call `on_change` for every change that is not our own, until the socket is closed; for a thread.
+def listen(opened: socket.socket, interest: Callable[[], Interest], on_change: Callable[[], object]) -> None:
+    """Call `on_change` for every change of interest that is not our own, until the socket fails; for a thread.
 
     Messages that the kernel had to throw away count as a change: the listener is told to look for itself.
     """
@@ -35,31 +47,46 @@ def listen(opened: socket.socket, on_change: Callable[[], object]) -> None:
         try:
             data = opened.recv(65536)
         except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                on_change()
-                continue
-            return
-        if not data:
-            return
-        if not is_own(data):
+            if error.errno != errno.ENOBUFS:
+                return
+            on_change()
+            continue
+        if any(_matters(kind, message, interest()) for kind, message in _messages(data)):
             on_change()
 
 
-def is_own(data: bytes) -> bool:
-    """Whether all messages of a datagram only say that a route or rule of ours was added."""
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, offset)
-        message = data[offset : offset + length]
-        if length < _HEADER.size or kind not in _NEW or not _says_protocol(kind, message):
-            return False
+        if length < _HEADER.size:
+            return
+        yield kind, data[offset : offset + length]
         offset += (length + 3) & ~3
-    return True
 
 
-def _says_protocol(kind: int, message: bytes) -> bool:
-    if kind in _PROTOCOL_AT:
-        return len(message) > _PROTOCOL_AT[kind] and message[_PROTOCOL_AT[kind]] == PROTOCOL
-    # A rule has its protocol in an attribute, after the 12 bytes of struct fib_rule_hdr.
-    wanted = struct.pack("=HHB", 5, _FRA_PROTOCOL, PROTOCOL)
-    return wanted in message[_HEADER.size + 12 :]
+def _matters(kind: int, message: bytes, interest: Interest) -> bool:
+    if kind in _LINKS_AND_ADDRESSES:
+        return _interface(message) in interest.interfaces or any(
+            name.encode() + b"\0" in message for name in interest.interfaces
+        )
+    if kind not in (_NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE):
+        return False
+    if _is_ours(kind, message):
+        return kind in (_DEL_ROUTE, _DEL_RULE)
+    attributes = message[_ATTRIBUTES_AT:]
+    return any(struct.pack("=HHI", 8, _TABLE, table) in attributes for table in interest.tables)
+
+
+def _interface(message: bytes) -> str | None:
+    """The interface that a message is about, None when it is gone: then its name is in the message."""
+    try:
+        return socket.if_indextoname(struct.unpack_from("=I", message, _INDEX_AT)[0])
+    except (OSError, struct.error):
+        return None
+
+
+def _is_ours(kind: int, message: bytes) -> bool:
+    if kind in (_NEW_ROUTE, _DEL_ROUTE):
+        return message[_PROTOCOL_AT : _PROTOCOL_AT + 1] == bytes([PROTOCOL])
+    return struct.pack("=HHB", 5, _RULE_PROTOCOL, PROTOCOL) in message[_ATTRIBUTES_AT:]

@@ -25,7 +25,7 @@ _RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether new connections may use one ISP, and why not."""
+    """Whether new connections may use one ISP, and why not, or what of it cannot be used."""
 
     isp: str
     up: bool
@@ -64,7 +64,7 @@ class Plan:
     @property
     def summary(self) -> str:
         """One line for the log: who is up, who is down and why."""
-        up = " ".join(v.isp for v in self.verdicts if v.up)
+        up = " ".join(f"{v.isp} ({v.why})" if v.why else v.isp for v in self.verdicts if v.up)
         down = ", ".join(f"{v.isp} ({v.why})" for v in self.verdicts if not v.up)
         return ", ".join(part for part in (f"up {up}" if up else "", f"down {down}" if down else "") if part)
 
@@ -117,7 +117,8 @@ def _verdict(
     if not status.up:
         why = "forced" if status.force else f"its state file says {(status.text or '')[:20]!r}"
         return Verdict(isp.name, False, why)
-    return Verdict(isp.name, True)
+    partly = [f"without IPv{family}: {lack}" for family, lack in zip(families, lacks, strict=True) if lack]
+    return Verdict(isp.name, True, ", ".join(partly))
 
 
 def _side(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lsmpy import LsmpyError, __version__, apply, config, kernel, plan, script, state
 from lsmpy.config import Router
+from lsmpy.netlink import Interest
 
 log = logging.getLogger("lsmpy")
 
@@ -80,18 +81,23 @@ def _dry_plan(router: Router, directory: Path) -> plan.Plan:
     return plan.build(router, states, links if here else None, extra)
 
 
-def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] = frozenset()) -> frozenset[str]:
-    """One rebuild, and a line in the log; returns its warnings, of which those in `told` are not repeated."""
+def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] | None = None) -> frozenset[str]:
+    """One rebuild, and a line in the log; returns its warnings.
+
+    Args:
+        router, directory, replace: as for `apply.rebuild`.
+        told: the daemon's last warnings, which are not repeated; nor does it say when there was nothing to do.
+    """
     began = time.monotonic()
     outcome = apply.rebuild(router, directory, replace)
     for warning in outcome.warnings:
-        if warning not in told:
+        if warning not in (told or ()):
             log.warning("%s", warning)
     took_ms = (time.monotonic() - began) * 1000
     if outcome.changed:
         log.info("rebuilt in %.0f ms: %s", took_ms, outcome.plan.summary)
     else:
-        log.debug("nothing to do: %s", outcome.plan.summary)
+        log.log(logging.INFO if told is None else logging.DEBUG, "nothing to do: %s", outcome.plan.summary)
     return frozenset(outcome.warnings)
 
 
@@ -101,7 +107,7 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
 
     directory = options.state_dir or Path(router.state_dir)
     state.require_directory(directory)
-    watch = Watch(directory, _file_names(router))
+    watch = Watch(directory, *_interest(router))
     hangups: list[int] = []
 
     def on_hangup(number: int, _: object) -> None:
@@ -116,9 +122,9 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
         if hangups:
             hangups.clear()
             router = _reload(options.config, router)
-            watch.aim(options.state_dir or Path(router.state_dir), _file_names(router))
+            watch.aim(options.state_dir or Path(router.state_dir), *_interest(router))
         try:
-            told = _rebuild(router, watch.directory, options.replace, told or frozenset())
+            told = _rebuild(router, watch.directory, options.replace, told)
         except LsmpyError as error:
             if told is None:
                 raise
@@ -126,9 +132,11 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     return 0
 
 
-def _file_names(router: Router) -> list[str]:
-    paths = (state.state_path, state.force_path)
-    return [path(Path(), isp.name).name for isp in router.isps for path in paths]
+def _interest(router: Router) -> tuple[list[str], Interest]:
+    """The files, and the interfaces and tables, whose changes concern this router."""
+    files = [path(Path(), isp.name).name for isp in router.isps for path in (state.state_path, state.force_path)]
+    interfaces = frozenset(item.interface for item in (*router.isps, *router.lans))
+    return files, Interest(interfaces, frozenset(int(isp.table) for isp in router.isps))
 
 
 def _reload(path: Path, old: Router) -> Router:

@@ -21,6 +21,7 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyObserver
 
 from lsmpy import LsmpyError, netlink
+from lsmpy.netlink import Interest
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +43,20 @@ class Watch(FileSystemEventHandler):
     Args:
         directory: the state directory.
         names: the files in it that matter.
+        interest: the interfaces and routing tables that matter.
     """
 
-    def __init__(self, directory: Path, names: Iterable[str]) -> None:
-        self.aim(directory, names)
+    def __init__(self, directory: Path, names: Iterable[str], interest: Interest) -> None:
+        self.aim(directory, names, interest)
         self.stopped = False
         self._wake = threading.Event()
         self._wake.set()
         self._observer: InotifyObserver | None = None
         self._inode: tuple[int, int] | None = None
 
-    def aim(self, directory: Path, names: Iterable[str]) -> None:
-        """Watch this directory for these files from now on."""
-        self.directory, self.names = directory, frozenset(names)
+    def aim(self, directory: Path, names: Iterable[str], interest: Interest) -> None:
+        """Watch these from now on."""
+        self.directory, self.names, self.interest = directory, frozenset(names), interest
 
     def wake(self) -> None:
         """Make the watch yield soon; may be called from anywhere, a signal handler too."""
@@ -82,7 +84,7 @@ class Watch(FileSystemEventHandler):
             WatchError: a part of the watch has died.
         """
         kernel = netlink.open_socket()
-        listener = threading.Thread(target=netlink.listen, args=(kernel, self.wake), daemon=True)
+        listener = threading.Thread(target=netlink.listen, args=(kernel, lambda: self.interest, self.wake), daemon=True)
         listener.start()
         try:
             self._follow()  # before the first look, so that nothing falls between
