@@ -297,3 +297,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lsmpy-probe: error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
