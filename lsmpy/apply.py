@@ -89,6 +89,7 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         else:
             warnings += _removed(scene, wanted, steps)
         done, changed = _carry_out(scene, wanted, steps, warnings)
+        warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
         return Outcome(done, changed, (*warnings, *_not_forwarding(router)))
 
 

@@ -339,6 +339,7 @@ class _Reader:
         self._unique("isp", isps, ("name", "mark", "table"))
         self._unique("lan", lans, ("name",))
         interfaces: dict[str, str] = {}
+        addresses: dict[str, str] = {}
         for table, items in (("isp", isps), ("lan", lans)):
             for index, item in enumerate(items):
                 if other := interfaces.get(item.interface):
@@ -348,6 +349,10 @@ class _Reader:
                     self._wrong(table, index, "interface", text)
                 interfaces.setdefault(item.interface, item.name)
                 self._check_addresses(table, index, item)
+                for text in item.address:
+                    other = addresses.setdefault(text.split("/")[0], item.name)
+                    if other != item.name:
+                        self._wrong(table, index, "address", f"{text} is {other}'s already; give each its own")
         for index, isp in enumerate(isps):
             self._check_isp(index, isp)
         if options.balance == "nth" and not self.errors:

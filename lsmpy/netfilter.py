@@ -16,7 +16,6 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
     "raw": ("PREROUTING", "OUTPUT"),
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
-_LONGEST_CHAIN = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +132,8 @@ def parse(text: str, source: str) -> dict[str, Table]:
 def _declare(chains: dict[str, Chain], table_name: str, line: str) -> str:
     words = line[1:].split()
     name, policy = words[0] if words else "", words[1] if len(words) > 1 else "-"
-    if not name or len(name) > _LONGEST_CHAIN:
-        return f"a chain's name has 1 to {_LONGEST_CHAIN} characters"
+    if not name:
+        return "a chain needs a name"
     builtin = name in BUILTIN[table_name]
     if builtin and policy not in ("ACCEPT", "DROP", "-"):
         return f"the policy of {name} must be ACCEPT, DROP or - (as it is), not {policy!r}"

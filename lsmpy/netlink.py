@@ -20,6 +20,7 @@ _PROTOCOL_AT = _HEADER.size + 5  # in struct rtmsg
 _ATTRIBUTES_AT = _HEADER.size + 12  # after struct rtmsg or struct fib_rule_hdr
 _TABLE, _RULE_PROTOCOL = 15, 21  # RTA_TABLE and FRA_TABLE; FRA_PROTOCOL
 _BUFFER_BYTES = 1 << 20
+_NOTICE_CLOSING_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,20 @@ def open_socket() -> socket.socket:
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     opened.bind((0, _GROUPS))
+    opened.settimeout(_NOTICE_CLOSING_S)
     return opened
 
 
 def listen(opened: socket.socket, interest: Callable[[], Interest], on_change: Callable[[], object]) -> None:
-    """Call `on_change` for every change of interest that is not our own, until the socket fails; for a thread.
+    """Call `on_change` for every change of interest that is not our own; for a thread, until the socket is closed.
 
     Messages that the kernel had to throw away count as a change: the listener is told to look for itself.
     """
     while True:
         try:
             data = opened.recv(65536)
+        except TimeoutError:
+            continue
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 return

@@ -25,11 +25,15 @@ _RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether new connections may use one ISP, and why not, or what of it cannot be used."""
+    """Whether new connections may use one ISP, and why not, or what of it cannot be used.
+
+    `broken`: the reason lies in the kernel, not in the state files.
+    """
 
     isp: str
     up: bool
     why: str = ""
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,9 @@ class Plan:
         """One line for the log: who is up, who is down and why."""
         up = " ".join(f"{v.isp} ({v.why})" if v.why else v.isp for v in self.verdicts if v.up)
         down = ", ".join(f"{v.isp} ({v.why})" for v in self.verdicts if not v.up)
-        return ", ".join(part for part in (f"up {up}" if up else "", f"down {down}" if down else "") if part)
+        if not up:
+            return f"down {down}; none is up, so every one that is there is used"
+        return f"up {up}, down {down}" if down else f"up {up}"
 
 
 def build(
@@ -111,14 +117,14 @@ def _verdict(
     families = [family for family in router.families if isp.carries(family)]
     lacks = [missing(isp, family, links) for family in families]
     if isp.name in refused:
-        return Verdict(isp.name, False, refused[isp.name])
+        return Verdict(isp.name, False, refused[isp.name], broken=True)
     if families and all(lacks):
-        return Verdict(isp.name, False, lacks[0])
+        return Verdict(isp.name, False, lacks[0], broken=True)
     if not status.up:
         why = "forced" if status.force else f"its state file says {(status.text or '')[:20]!r}"
         return Verdict(isp.name, False, why)
     partly = [f"without IPv{family}: {lack}" for family, lack in zip(families, lacks, strict=True) if lack]
-    return Verdict(isp.name, True, ", ".join(partly))
+    return Verdict(isp.name, True, ", ".join(partly), broken=bool(partly))
 
 
 def _side(
@@ -299,10 +305,9 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
     The article has the other ISPs' networks in each table as well. `lookup main` comes first here and knows them, and
     with 64 ISPs they would be 8,000 routes to compare at every rebuild.
     """
-    lans = [local for lan in router.lans for local in _local(lan, family, links)]
     for isp in isps:
-        number, own = int(isp.table), _local(isp, family, links)
-        for target, device, source in (*own, *lans):
+        number = int(isp.table)
+        for target, (device, source) in _local((isp, *router.lans), family, links).items():
             yield routing.unicast(family, number, target, device, None, source)
         # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
         if _has(isp.interface, isp.addresses(family)[0], links):
@@ -310,14 +315,18 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
         yield routing.unreachable(family, number)
 
 
-def _local(item: Isp | Lan, family: Family, links: Mapping[str, Link] | None) -> list[tuple[str, str, str | None]]:
-    """Target, interface and source of each network on one interface that is there."""
-    return [
-        # IPv6 picks the source itself, and refuses one that is still being checked for duplicates.
-        (_target(each), item.interface, str(each.ip) if family == 4 else None)
-        for each in item.addresses(family)
-        if _has(item.interface, each, links)
-    ]
+def _local(
+    items: Iterable[Isp | Lan], family: Family, links: Mapping[str, Link] | None
+) -> dict[str, tuple[str, str | None]]:
+    """The networks on interfaces that are there, each with its interface and source."""
+    networks: dict[str, tuple[str, str | None]] = {}
+    for item in items:
+        for each in item.addresses(family):
+            if _has(item.interface, each, links):
+                # Of several addresses in a network the first is the source, as it is for NAT. IPv6 picks the source
+                # itself, and refuses one that is still being checked for duplicates.
+                networks.setdefault(_target(each), (item.interface, str(each.ip) if family == 4 else None))
+    return networks
 
 
 def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> bool:

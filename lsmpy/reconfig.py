@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(options)
     except LsmpyError as error:
         print(f"lsmpy-reconfig: error: {error}", file=sys.stderr)
-        return error.exit_status
+        return 2 if options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
