@@ -64,15 +64,16 @@ def add_text(routes: Iterable[Route], rules: Iterable[Rule]) -> str:
 
 def between(live: Side, want: Side) -> Changes:
     """The steps from `live` to `want`. Tables that `want` does not name are left alone."""
-    replaced = {route.key for route in want.routes}
     have, shall = set(live.routes), set(want.routes)
+    added = tuple(route for route in want.routes if route not in have)
+    replaced = {route.key for route in added}
     rules_have, rules_shall = set(live.rules), set(want.rules)
     stale = [route for route in live.routes if route not in shall]
     in_place = {route.key: route for route in reversed(stale) if route.key in replaced}
     tables = [table.with_policies(live.table(table.name).policies()) for table in want.tables]
     return Changes(
         family=want.family,
-        routes=tuple(route for route in want.routes if route not in have),
+        routes=added,
         rules=tuple(rule for rule in want.rules if rule not in rules_have),
         tables=tuple(table for table in tables if not table.same_as(live.table(table.name).with_policies({}))),
         stale_rules=tuple(rule for rule in live.rules if rule not in rules_shall),

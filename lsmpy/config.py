@@ -233,6 +233,7 @@ class _Reader:
         self.raw, self.source, self.table_names = raw, source, table_names
         self.lines = _Lines(text)
         self.errors: list[tuple[int, str]] = []
+        self.unusable: set[tuple[str, int | None, str]] = set()  # keys whose values are stand-ins
         self.warnings: list[str] = []
 
     def router(self) -> Router:
@@ -244,8 +245,7 @@ class _Reader:
         lans = [Lan(**self._fields(Lan, "lan", index, item)) for index, item in enumerate(self._items("lan"))]
         if not isps:
             self._wrong("", None, "isp", "no ISP is configured; add an [[isp]] table for each provider")
-        if not self.errors:
-            self._check(isps, lans, Options(**tables["router"]), raw.get("state_dir", DEFAULT_STATE_DIR))
+        self._check(isps, lans, Options(**tables["router"]), raw.get("state_dir", DEFAULT_STATE_DIR))
         if self.errors:
             raise ConfigError("\n".join(f"{self.source}:{line}: {text}" for line, text in sorted(self.errors)))
         return Router(
@@ -292,7 +292,8 @@ class _Reader:
             if key not in raw:
                 if key in required:
                     self._wrong(table, index, key, f"is missing; give {_expected(hints[key])}", at="")
-                    good[key] = () if key in _SINGLE_OR_LIST else "missing"
+                    self.unusable.add((table, index, key))
+                    good[key] = _stand_in(table, index, key)
                 continue
             value = raw[key]
             if key in _SINGLE_OR_LIST and isinstance(value, str):
@@ -301,7 +302,8 @@ class _Reader:
                 good[key] = msgspec.convert(value, hints[key])
             except msgspec.ValidationError:
                 self._wrong(table, index, key, f"expected {_expected(hints[key])}, got {_shown(raw[key])}")
-                good.update({key: () if key in _SINGLE_OR_LIST else "missing"} if key in required else {})
+                self.unusable.add((table, index, key))
+                good.update({key: _stand_in(table, index, key)} if key in required else {})
                 continue
             self._later(table, index, key, good[key])
         return good
@@ -323,9 +325,9 @@ class _Reader:
     def _table_number(self, index: int, table: int | str) -> int:
         number = self.table_names.get(table) if isinstance(table, str) else table
         if number is None:
-            self._wrong(
-                "isp", index, "table", f"{_shown(table)} is no name in /etc/iproute2/rt_tables; give its number"
-            )
+            text = f"{_shown(table)} is no name in /etc/iproute2/rt_tables; give its number"
+            self._wrong("isp", index, "table", text)
+            self.unusable.add(("isp", index, "table"))
         elif not 1 <= number <= 0xFFFFFFFF or number in (253, 254, 255):
             self._wrong("isp", index, "table", f"{number} is not free for an ISP; choose one from 1 to 252")
         return number or 1
@@ -355,7 +357,7 @@ class _Reader:
                         self._wrong(table, index, "address", f"{text} is {other}'s already; give each its own")
         for index, isp in enumerate(isps):
             self._check_isp(index, isp)
-        if options.balance == "nth" and not self.errors:
+        if options.balance == "nth" and not any(key in ("balance", "weight", "tier") for _, _, key in self.unusable):
             self._check_weights(isps)
 
     def _check_mask(self, isps: list[Isp], mask: int) -> None:
@@ -372,28 +374,31 @@ class _Reader:
             seen: dict[object, str] = {}
             for index, item in enumerate(items):
                 value = getattr(item, key)
+                if (table, index, key) in self.unusable:
+                    continue
                 if value in seen:
                     self._wrong(table, index, key, f"{_shown(value)} is {seen[value]}'s already; give each its own")
                 seen.setdefault(value, item.name)
 
     def _check_addresses(self, table: str, index: int, item: _Addressed) -> None:
-        if not item.address:
+        if not item.address and (table, index, "address") not in self.unusable:
             self._wrong(table, index, "address", 'is empty; give an address with its prefix, such as "192.0.2.1/24"')
         for text in item.address:
             if text == "auto":
                 self._wrong(table, index, "address", '"auto" needs a later version of lsmpy; give the address')
                 continue
-            try:
-                parsed = ipaddress.ip_interface(text)
-            except ValueError:
+            if not _is_interface(text):
                 self._wrong(table, index, "address", f'{_shown(text)} is no address; give one such as "192.0.2.1/24"')
-                continue
-            if "/" not in text:
-                text = f'{_shown(text)} has no prefix length; write "{parsed.ip}/24" or what your network has'
+            elif "/" not in text:
+                length = 64 if ":" in text else 24
+                text = f'{_shown(text)} has no prefix length; write "{text}/{length}" or what your network has'
                 self._wrong(table, index, "address", text)
 
     def _check_isp(self, index: int, isp: Isp) -> None:
-        own = [ipaddress.ip_interface(text) for text in isp.address if _is_address(text.split("/")[0])]
+        own = [ipaddress.ip_interface(text) for text in isp.address if _is_interface(text)]
+        # One mistake is told once: what cannot be read is not held against other keys.
+        own_known = len(own) == len(isp.address) and ("isp", index, "address") not in self.unusable
+        hops_known = all(map(_is_address, isp.gateway)) and ("isp", index, "gateway") not in self.unusable
         hops: dict[int, str] = {}
         for text in isp.gateway:
             if text in ("auto", "none"):
@@ -409,16 +414,19 @@ class _Reader:
             networks = [each.network for each in own if each.version == hop.version]
             if any(each.ip == hop for each in own):
                 self._wrong("isp", index, "gateway", f"{text} is the router's own address; give the provider's")
-            elif not any(hop in network for network in networks) and not hop.is_link_local:
+            elif own_known and not any(hop in network for network in networks) and not (networks and hop.is_link_local):
                 inside = ", ".join(map(str, networks)) or f"nothing: there is no IPv{hop.version} address"
                 self._wrong("isp", index, "gateway", f"{text} is outside the ISP's network; give one inside {inside}")
-        for family in sorted({each.version for each in own} - hops.keys()):
+        for family in sorted({each.version for each in own} - hops.keys()) if hops_known else ():
             self._wrong("isp", index, "gateway", f"there is an IPv{family} address but no gateway of IPv{family}")
-        self._check_targets(index, isp, set(hops))
-        if not 1 <= isp.quorum <= max(1, len(isp.check)):
+        if ("isp", index, "check") not in self.unusable:
+            self._check_targets(index, isp, set(hops) if hops_known else set(FAMILIES))
+        if not 1 <= isp.quorum <= max(1, len(isp.check)) and ("isp", index, "check") not in self.unusable:
             text = f"{isp.quorum} of {len(isp.check)} targets can never answer; give 1 to {len(isp.check)}"
             self._wrong("isp", index, "quorum", text)
-        if isp.probe.max_packet_loss <= isp.probe.min_packet_loss:
+        unknown = {(table, place) for table, place, key in self.unusable if key.endswith("_packet_loss")}
+        known = unknown.isdisjoint({("probe", None), ("isp.probe", index)})
+        if known and isp.probe.max_packet_loss <= isp.probe.min_packet_loss:
             highest, lowest = isp.probe.max_packet_loss, isp.probe.min_packet_loss
             text = f"max_packet_loss ({highest}) must be above min_packet_loss ({lowest}), or the ISP would flip"
             self._wrong("isp", index, "probe", text)
@@ -472,6 +480,7 @@ class _Lines:
                     counts[table] = counts.get(table, -1) + 1
                 index = counts.get(root)
                 self.places.setdefault((table, index, ""), number)
+                self.places.setdefault((root, index, table.partition(".")[2]), number)
             elif key := re.match(r"""\s*["']?([\w.-]+)["']?\s*=""", line):
                 self.places.setdefault((table, index, key[1]), number)
                 self.places.setdefault((table, index, key[1].split(".")[0]), number)
@@ -494,6 +503,19 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_interface(text: str) -> bool:
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _stand_in(table: str, index: int | None, key: str) -> object:
+    """What is used for a required value that cannot be, so that everything else can still be checked."""
+    return () if key in _SINGLE_OR_LIST else f"{table} {0 if index is None else index + 1}"
 
 
 def _default(table: str, key: str) -> object:

@@ -132,14 +132,18 @@ def require_directory(directory: Path) -> None:
 
 def _read_once(path: Path) -> str | None:
     try:
-        # Not blocking: a pipe that somebody left there must not stop the router.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            return file.read(_LONGEST).rstrip().decode(errors="replace")
+        with open(path, "rb", opener=_open_nonblocking) as file:
+            # None: somebody holds the pipe open and has not written yet.
+            return (file.read(_LONGEST) or b"").rstrip().decode(errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
         return f"unreadable: {error.strerror}"
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    """A pipe that somebody left there must not stop the router."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _shown(text: str) -> str:
