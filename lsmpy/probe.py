@@ -21,7 +21,7 @@ from lsmpy import LsmpyError, config, state, verdict, wire
 
 log = logging.getLogger(__name__)
 
-_S, _MS = 1_000_000_000, 1_000_000
+_S, _MS = 1_000_000_000, 1_000_000  # nanoseconds
 _REFRESH_NS = 30 * _S  # how old a gateway's hardware address may be while probes are answered
 _ASK_AGAIN_NS = 1 * _S  # how often it is asked for while they are not
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for
@@ -62,9 +62,7 @@ class Prober:
     """Probes the `targets` of one `isp`; `status` is what the probes say."""
 
     def __init__(self, isp: config.Isp, idents: Iterator[int], old: Prober | None = None) -> None:
-        """Prepare to probe `isp`, each target with an identifier of its own.
-
-        `old` is who probed the ISP under another configuration; what it knows is taken over, itself is not changed.
+        """Prepare to probe `isp`, each target with an identifier of its own and with what `old` knows of the ISP.
 
         Raises:
             WireError: we may not have packet sockets.
@@ -75,9 +73,8 @@ class Prober:
         self._problem: str = old._problem if old else ""
         macs: dict[config.Address, bytes] = {each.address: each.mac for each in old._gateways} if old else {}
         hops = [ip_address(text) for text in isp.gateway]
-        self._gateways: list[Gateway] = [
-            Gateway(hop, isp.addresses(hop.version)[0].ip, macs.get(hop, b"")) for hop in hops
-        ]
+        sources = {hop: isp.addresses(hop.version)[0].ip for hop in hops}
+        self._gateways: list[Gateway] = [Gateway(hop, sources[hop], macs.get(hop, b"")) for hop in hops]
         known = {(each.check, each.address): each for each in old.targets} if old else {}
         self.targets: list[Target] = []
         for check in isp.check:
@@ -163,8 +160,7 @@ class Daemon:
             StateError: there is no state directory.
             WireError: we may not have packet sockets.
         """
-        self._path, self._given = path, directory
-        self._directory = Path()
+        self._path, self._given, self._directory = path, directory, Path()
         self._probers: list[Prober] = []
         self._held: dict[str, str | None] = {}
         self._files_ns = 0
@@ -194,8 +190,7 @@ class Daemon:
                 self._reload()
 
     def _turn(self, now_ns: int) -> None:
-        due = now_ns >= self._files_ns
-        if due:
+        if due := now_ns >= self._files_ns:
             self._files_ns = now_ns + _FILES_NS
         for prober in self._probers:
             if prober.advance(now_ns) or due:
