@@ -256,6 +256,9 @@ def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> list[Chain]
         f"-A {mark} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}",
     )
     leaving = [
+        # A connection whose first packet main sends here (to this ISP's own network, by a static route) is this ISP's,
+        # whichever was chosen (R1).
+        f"-A {out} -m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark {value}/{mask:#x}",
         # Whoever leaves by this ISP without having been chosen (the router itself, a VPN) stays with it from now on.
         f"-A {out} -m connmark --mark {unset} -j CONNMARK --set-xmark {value}/{mask:#x}",
         f"-A {out} -m connmark ! --mark {mine} -j DROP",
