@@ -159,7 +159,7 @@ class Lab:
 
     def pull_cable(self, isp: str) -> None:
         """Take the carrier from the router's interface to the ISP."""
-        self.run(isp_node(isp), "ip", "link", "set", ROUTER, "down")
+        self.run(isp_node(isp), "ip", "link", "set", "dev", ROUTER, "down")
 
     def plug_cable(self, isp: str) -> None:
         """Give it back."""
@@ -167,7 +167,7 @@ class Lab:
 
     def delete_interface(self, isp: str) -> None:
         """Remove the router's interface to the ISP, as when a driver fails or a tunnel ends."""
-        self.run(ROUTER, "ip", "link", "delete", self._twin.isp(isp).interface)
+        self.run(ROUTER, "ip", "link", "delete", "dev", self._twin.isp(isp).interface)
 
     def recreate_interface(self, isp: str) -> None:
         """Make it anew, with its addresses and the ISP's."""

@@ -6,31 +6,13 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
-from lsmpy import LsmpyError
+from lsmpy import spare
 from lsmpy.config import FAMILIES, Address, Family, Isp, Lan, Router
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from lsmpy.spare import Network, TwinError
 
 ROUTER = "router"
 INTERNET = "internet"
 _FOREIGN = "FROM-ROUTER"  # the chain, in each ISP's namespace, that looks at source addresses
-
-# The documentation ranges first, then ranges that are nobody's on the internet.
-_SERVERS: dict[Family, tuple[str, ...]] = {
-    4: ("198.51.100.10", "203.0.113.10", "192.0.2.10", "100.127.255.10", "198.19.255.10"),
-    6: ("2001:db8:ffff::10", "fd6c:736d:7079:ffff::10", "fdff:ffff:ffff::10"),
-}
-_TRANSIT: dict[Family, list[tuple[Network, int, int]]] = {
-    4: [
-        (ipaddress.ip_network(text), 20, 30)
-        for text in ("100.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12", "198.18.0.0/15")
-    ],
-    6: [(ipaddress.ip_network(text), 48, 64) for text in ("fd6c:736d:7079::/48", "fd6c::/16", "fdff::/16")],
-}
-
-
-class TwinError(LsmpyError):
-    """The configured router has no twin in a laboratory."""
 
 
 def isp_node(name: str) -> str:
@@ -60,8 +42,8 @@ class Twin:
         families = [f for f in FAMILIES if any(isp.carries(f) for isp in router.isps)]
         taken = [each.network for item in (*router.isps, *router.lans) for f in FAMILIES for each in item.addresses(f)]
         taken += [ipaddress.ip_network(address) for address in self._checks()]
-        self.server: dict[Family, Address] = {f: _free_address(f, taken) for f in families}
-        self._transit = {f: _transits(f, [*taken, ipaddress.ip_network(self.server[f])]) for f in families}
+        self.server: dict[Family, Address] = {f: spare.server(f, taken) for f in families}
+        self._transit = {f: spare.transits(f, [*taken, ipaddress.ip_network(self.server[f])]) for f in families}
 
     # -- who and where -----------------------------------------------------------------------------------------------
 
@@ -137,20 +119,21 @@ class Twin:
         """The router before lsmpy: forwarding, addresses, and at most a default route in the main table."""
         items: tuple[Isp | Lan, ...] = (*self.router.isps, *self.router.lans)
         lines = list(chain.from_iterable(map(self.router_port, items)))
+        ports = [item.interface for item in items]
         if main_default is not None:
             isp = self.isp(main_default)
             hops = [hop for family in FAMILIES if (hop := isp.next_hop(family))]
             lines += [f"route add default via {hop} dev {isp.interface}" for hop in hops]
         # rp_filter as systemd's 50-default.conf sets it: strict enough to show whoever forgets about it.
-        return _script(lines, {"ipv4/conf/*/rp_filter": 2, "ipv4/conf/all/rp_filter": 0})
+        return _script(ports, lines, {"ipv4/conf/*/rp_filter": 2, "ipv4/conf/all/rp_filter": 0})
 
     def router_port(self, item: Isp | Lan) -> list[str]:
         """`ip -batch` lines that bring up one interface of the router with its addresses."""
-        return [*_addresses(item.address, item.interface), f"link set {item.interface} up"]
+        return [*_addresses(item.address, item.interface), f"link set dev {item.interface} up"]
 
     def isp_script(self, isp: Isp) -> str:
         """An ISP: gateway, way to the internet, and a counter of packets that no customer of it may send."""
-        lines = [*_addresses(self._inner_checks(isp), "lo"), "link set internet up"]
+        lines = [*_addresses(self._inner_checks(isp), "lo")]
         for transit in self._transit.values():
             net = transit[self.router.isps.index(isp)]
             lines += _addresses([f"{net[1]}/{net.prefixlen}"], INTERNET)
@@ -159,7 +142,7 @@ class Twin:
         # An address that a pulled cable takes away would not come back with the cable.
         sysctls = {"ipv4/conf/*/rp_filter": 0, "ipv6/conf/*/keep_addr_on_down": 1}
         guards = [(family, self._source_guard(isp, family)) for family in FAMILIES]
-        return _script(lines, sysctls) + "".join(_restore(family, text) for family, text in guards)
+        return _script([ROUTER, INTERNET], lines, sysctls) + "".join(_restore(family, text) for family, text in guards)
 
     def isp_port(self, isp: Isp) -> list[str]:
         """`ip -batch` lines for the ISP's end of the cable to the router, whatever of it is there already."""
@@ -171,7 +154,7 @@ class Twin:
                 continue
             home = next((each.network for each in own if hop in each.network), None)
             lines += _addresses([f"{hop}/{home.prefixlen if home else 64}"], ROUTER, "replace")
-        lines.append("link set router up")
+        lines.append("link set dev router up")
         for family in FAMILIES:
             hop, own = isp.next_hop(family), isp.addresses(family)
             lines += [f"route replace {each.network} dev router" for each in own if hop not in each.network]
@@ -211,11 +194,11 @@ class Twin:
         gateways = {str(isp.next_hop(family)) for isp in self.router.isps for family in FAMILIES}
         targets = {str(address) for address in self._checks()} - inner - gateways
         targets |= {str(address) for address in self.server.values()}
+        ports = [self.link(isp) for isp in self.router.isps]
         lines = list(_addresses(sorted(targets), "lo"))
         rules, marks = "", []
         for place, isp in enumerate(self.router.isps, 1):
             link = self.link(isp)
-            lines.append(f"link set {link} up")
             marks.append(f"-A PREROUTING -i {link} -j MARK --set-mark {place}")
             for family, transit in self._transit.items():
                 net = transit[place - 1]
@@ -229,17 +212,17 @@ class Twin:
         # Echo replies and resets have no socket: they leave by the link whose mark they reflect.
         sysctls = {"ipv4/conf/*/rp_filter": 0, "ipv4/fwmark_reflect": 1, "ipv6/fwmark_reflect": 1}
         restore = "\n".join(["*mangle", *marks, "COMMIT"])
-        return _script(lines, sysctls) + rules + "".join(_restore(family, restore) for family in self._transit)
+        return _script(ports, lines, sysctls) + rules + "".join(_restore(family, restore) for family in self._transit)
 
     def lan_script(self, lan: Lan) -> str:
         """A LAN's host: an address in each of the LAN's networks and a default route to the router."""
-        lines = ["link set router up"]
+        lines: list[str] = []
         for family in FAMILIES:
             places = list(self._host_addresses(lan, family))
             lines += _addresses([f"{address}/{net.prefixlen}" for address, net in places], ROUTER)
             if places:
                 lines.append(f"route add default via {lan.addresses(family)[0].ip} dev router")
-        return _script(lines, {"ipv4/conf/*/rp_filter": 0})
+        return _script([ROUTER], lines, {"ipv4/conf/*/rp_filter": 0})
 
 
 def foreign_count(saved: str) -> int:
@@ -248,10 +231,11 @@ def foreign_count(saved: str) -> int:
     return sum(int(line[1:].split(":")[0]) for line in drops)
 
 
-def _script(ip_lines: Sequence[str], sysctls: dict[str, int]) -> str:
-    """A shell script: sysctls below /proc/sys/net (patterns allowed), then one batch of ip commands.
+def _script(ports: Sequence[str], ip_lines: Sequence[str], sysctls: dict[str, int]) -> str:
+    """A shell script: sysctls below /proc/sys/net (patterns allowed), then all ports up and one batch of ip commands.
 
-    Duplicate address detection would keep each IPv6 address from use for a second.
+    It ends when the kernel has noticed that both ends of the cables are up, of which the multicast routes, without
+    which nobody finds a neighbour, are the last sign. Duplicate address detection would take a second more.
     """
     common = {
         "ipv4/ip_forward": 1,
@@ -260,7 +244,13 @@ def _script(ip_lines: Sequence[str], sysctls: dict[str, int]) -> str:
         "ipv6/conf/*/accept_ra": 0,
     }
     writes = [f"for file in {path}; do echo {value} > $file; done\n" for path, value in {**common, **sysctls}.items()]
-    return "set -e\ncd /proc/sys/net\n" + "".join(writes) + batch(["link set lo up", *ip_lines])
+    ups = [f"link set dev {port} up" for port in ("lo", *ports)]
+    wait = f"""for try in $(seq 300); do
+    [ "$(ip -6 route show table local type multicast | wc -l)" -ge {len(ports)} ] && break
+    sleep 0.01
+done
+"""
+    return "set -e\ncd /proc/sys/net\n" + "".join(writes) + batch([*ups, *ip_lines]) + wait
 
 
 def batch(ip_lines: Iterable[str]) -> str:
@@ -273,7 +263,7 @@ def _restore(family: Family, text: str) -> str:
 
 
 def _veth(node: str, interface: str, peer_node: str, peer: str) -> str:
-    return f"link add {interface} netns {node} type veth peer name {peer} netns {peer_node}"
+    return f"link add name {interface} netns {node} type veth peer name {peer} netns {peer_node}"
 
 
 def _addresses(texts: Iterable[str], interface: str, verb: str = "add") -> Iterator[str]:
@@ -282,21 +272,3 @@ def _addresses(texts: Iterable[str], interface: str, verb: str = "add") -> Itera
 
 def _inside(net: Network, other: Network) -> bool:
     return net.version == other.version and net.subnet_of(other)  # type: ignore[arg-type]
-
-
-def _free_address(family: Family, taken: Sequence[Network]) -> Address:
-    for text in _SERVERS[family]:
-        address = ipaddress.ip_address(text)
-        if not any(address in net for net in taken):
-            return address
-    raise TwinError(f"no IPv{family} address is left for the internet's server: the configured networks cover them all")
-
-
-def _transits(family: Family, taken: Sequence[Network]) -> list[Network]:
-    """Small networks between the ISPs and the internet, from the first block that overlaps nothing configured."""
-    for whole, length, small in _TRANSIT[family]:
-        blocks: Iterator[Network] = whole.subnets(new_prefix=length)
-        for block in islice(blocks, 4096):
-            if not any(block.overlaps(net) for net in taken if net.version == block.version):
-                return list(islice(block.subnets(new_prefix=small), 1024))
-    raise TwinError(f"no IPv{family} networks are left between ISPs and internet: the configured ones cover them all")

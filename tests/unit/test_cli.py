@@ -1,0 +1,109 @@
+"""`lsmpy`: what it says and does for people, and with which status it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lsmpy import LsmpyError, __version__, cli, rehearse, state
+from tests.conftest import SAMPLE
+
+
+@pytest.fixture
+def force(tmp_path: Path) -> list[str]:
+    return ["force", "-c", str(SAMPLE), "--state-dir", str(tmp_path)]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"lsmpy {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["force", "ISP1"], ["force", "ISP1", "sideways"], ["rehearse", "--loud"]]
+)
+def test_a_wrong_command_line_is_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2
+    assert "usage: lsmpy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["up", "down"])
+def test_force_writes_the_file_and_says_how_to_undo_it(
+    to: str, force: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*force, "ISP1", to]) == 0
+    assert (tmp_path / "ISP1_force").read_text() == f"{to}\n"
+    said = capsys.readouterr().out
+    assert said.startswith(f"ISP1 is forced {to}")
+    assert "lsmpy force ISP1 auto" in said
+
+
+@pytest.mark.parametrize(("file", "now"), [("up", "up"), ("down", "down"), (None, "up")])
+def test_auto_gives_the_isp_back_to_its_state_file(
+    file: str | None, now: str, force: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if file:
+        state.write(state.state_path(tmp_path, "ISP2"), file)
+    state.write(state.force_path(tmp_path, "ISP2"), "down")
+    assert cli.main([*force, "ISP2", "auto"]) == 0
+    assert not (tmp_path / "ISP2_force").exists()
+    assert f"is {now} " in capsys.readouterr().out
+    assert cli.main([*force, "ISP2", "auto"]) == 0
+
+
+def test_an_unknown_isp_is_status_2_with_the_known_ones(
+    force: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*force, "../etc/passwd", "down"]) == 2
+    error = capsys.readouterr().err
+    assert error == "lsmpy: error: there is no ISP ../etc/passwd; known are ISP1, ISP2. Nothing was changed\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_state_directory_is_not_made(force: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    force[-1] += "/missing"
+    assert cli.main([*force, "ISP1", "down"]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert not Path(force[-1]).exists()
+
+
+def test_a_missing_configuration_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rehearse", "-c", str(tmp_path / "none.toml")]) == 2
+    assert capsys.readouterr().err.startswith("lsmpy: error: ")
+
+
+def test_rehearse_passes_options_and_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Path, bool]] = []
+
+    def fake(path: Path, as_json: bool) -> int:
+        calls.append((path, as_json))
+        return 1
+
+    monkeypatch.setattr(rehearse, "rehearse", fake)
+    assert cli.main(["rehearse", "-c", "x.toml", "--json"]) == 1
+    assert calls == [(Path("x.toml"), True)]
+
+
+def test_an_error_of_the_rehearsal_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path, as_json: bool) -> int:
+        raise LsmpyError(f"no rehearsal of {path}, {as_json}")
+
+    monkeypatch.setattr(rehearse, "rehearse", fail)
+    assert cli.main(["rehearse", "-c", "x.toml"]) == 1
+    assert capsys.readouterr().err == "lsmpy: error: no rehearsal of x.toml, False\n"
+
+
+def test_a_file_that_the_sandbox_hides_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lsmpy.sandbox.inside", lambda: False)
+    monkeypatch.setattr("lsmpy.sandbox.hides", lambda _: True)
+    assert cli.main(["rehearse", "-c", str(SAMPLE)]) == 1
+    assert "copy it elsewhere" in capsys.readouterr().err
