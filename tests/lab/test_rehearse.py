@@ -1,0 +1,122 @@
+"""`lsmpy rehearse` on the real kernel with the real programs: that it passes what works and finds what does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lsmpy import cli, command, rehearse
+from lsmpy.report import Report
+from tests.conftest import SAMPLE, isps_of
+from tests.lab.test_lab import LAN, WITHOUT_RIGHTS
+
+# A prober in a hurry: it finds a dead line in a third of a second.
+FAST = """
+[probe]
+interval_ms = 60
+timeout_ms = 150
+max_successive_pkts_lost = 4
+max_packet_loss = 90
+min_packet_loss = 80
+min_successive_pkts_rcvd = 5
+"""
+LAN6 = '[[lan]]\nname = "dev"\ninterface = "lan0"\naddress = ["192.168.9.1/24", "2001:db8:aaaa::1/64"]\n'
+
+Rehearsed = Callable[[str], tuple[int, Report, str]]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearse, "_MEASURE_S", 0.8)
+
+
+@pytest.fixture
+def rehearsed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Rehearsed:
+    """Rehearses a configuration and returns the status, the facts and the timeline."""
+
+    def run(text: str) -> tuple[int, Report, str]:
+        file = tmp_path / "lsmpy.toml"
+        file.write_text(text)
+        status = cli.main(["rehearse", "--json", "-c", str(file)])
+        said = capfd.readouterr()
+        return status, msgspec.json.decode(said.out, type=Report), said.err
+
+    return run
+
+
+def test_two_isps_and_two_families(rehearsed: Rehearsed) -> None:
+    status, facts, timeline = rehearsed(FAST + isps_of(2) + LAN6)
+    assert (status, facts.ok) == (0, True), timeline
+    assert [(trial.isp, trial.fault) for trial in facts.trials] == [
+        (isp, fault) for isp in ("I1", "I2") for fault in ("upstream dead", "cable out", "forced by hand")
+    ]
+    for trial in facts.trials:
+        other = "I2" if trial.isp == "I1" else "I1"
+        assert trial.during == {trial.isp: 0.0, other: 1.0}
+        assert trial.before[other] == pytest.approx(0.5, abs=0.03)
+        assert trial.after[other] == pytest.approx(0.5, abs=0.03)
+        assert (trial.lost_elsewhere, trial.hurt_elsewhere, trial.foreign) == (0, 0, 0)
+        assert trial.detected_s is not None
+        assert trial.rebuilt_s is not None
+        assert trial.detected_s <= trial.rebuilt_s
+        assert trial.back_s is not None
+    assert [trial.lost_here > 0 for trial in facts.trials if trial.fault == "upstream dead"] == [True, True]
+    assert "fault: cable out" in timeline
+
+
+def test_a_single_isp_without_lans(rehearsed: Rehearsed) -> None:
+    status, facts, timeline = rehearsed(FAST + isps_of(1, "6"))
+    assert (status, facts.ok, facts.flows) == (0, True, 0), timeline
+    assert [trial.detected_s is not None for trial in facts.trials] == [True, True, False]
+
+
+def test_flows_that_the_router_loses_are_found(rehearsed: Rehearsed, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.v4"
+    rules.write_text(
+        "*raw\n-A PREROUTING -i lan0 -p udp -m statistic --mode nth --every 20 --packet 0 -j DROP\nCOMMIT\n"
+    )
+    status, facts, _ = rehearsed(f'{FAST}[rules]\nipv4 = ["{rules}"]\n{isps_of(2, "4")}{LAN}')
+    assert (status, facts.ok) == (1, False)
+    assert all("new flows were lost" in trial.failures[0] for trial in facts.trials)
+
+
+def test_foreign_sources_are_found(rehearsed: Rehearsed, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.v4"
+    rules.write_text("*nat\n-A POSTROUTING -o wan2 -p udp -j SNAT --to-source 10.0.1.1\nCOMMIT\n")
+    status, facts, _ = rehearsed(f'{FAST}[rules]\nipv4 = ["{rules}"]\n{isps_of(2, "4")}{LAN}')
+    assert (status, facts.ok) == (1, False)
+    assert sum(trial.foreign for trial in facts.trials if trial.isp == "I1") > 0
+
+
+def test_a_program_that_dies_ends_the_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rules = tmp_path / "rules.v4"
+    rules.write_text("*filter\n-A FORWARD -j NOSUCHTARGET\nCOMMIT\n")
+    file = tmp_path / "lsmpy.toml"
+    file.write_text(f'[rules]\nipv4 = ["{rules}"]\n{isps_of(2, "4")}{LAN}')
+    assert cli.main(["rehearse", "-c", str(file)]) == 1
+    said = capfd.readouterr()
+    assert "NOSUCHTARGET" in said.out
+    assert "lsmpy-reconfig has died" in said.err
+
+
+def test_it_needs_no_rights_and_brings_its_own_sandbox(tmp_path: Path) -> None:
+    file = tmp_path / "lsmpy.toml"
+    file.write_text(FAST + isps_of(1, "4") + LAN)
+    inside = 'unset LSMPY_SANDBOX; exec "$0" "$@"'  # as if started from outside
+    argv = ["sh", "-c", inside, sys.executable, "-m", "lsmpy.cli", "rehearse", "-c", str(file)]
+    said = command.run(*WITHOUT_RIGHTS, *argv, timeout_s=90)
+    assert "everything as promised" in said
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_the_sample_configuration_in_a_minute_and_a_half(
+    long: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rehearse, "_MEASURE_S", 3.0 if long else 0.6)
+    assert cli.main(["rehearse", "--json", "-c", str(SAMPLE)]) == 0
+    assert msgspec.json.decode(capfd.readouterr().out, type=Report).seconds < 90
