@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     except LsmpyError as error:
         print(f"lsmpy: error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("lsmpy: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _force(options: argparse.Namespace) -> int:

@@ -160,6 +160,7 @@ class LongFlows:
         self._lab, self._lan = lab, lan
         self._argv = [*_client(lab, "long", protos, families), f"--count={count}"]
         self._running: command.Running | None = None
+        self._said: list[str] = []
         self.events: list[LongEvent] = []
 
     def __enter__(self) -> Self:
@@ -171,15 +172,25 @@ class LongFlows:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop."""
-        self.stop()
+        if error is None:
+            self.stop()
 
     def _hear(self, line: str) -> None:
-        self.events.append(msgspec.json.decode(line, type=LongEvent))
+        try:
+            self.events.append(msgspec.json.decode(line, type=LongEvent))
+        except msgspec.DecodeError:
+            self._said.append(line)
 
     def stop(self) -> list[LongEvent]:
-        """End the flows and return all events, the last ones being the sum of each flow."""
+        """End the flows and return all events, the last ones being the sum of each flow.
+
+        Raises:
+            LabError: the client died; the message shows what it said.
+        """
         if self._running and self._running.alive:
             self._running.stop()
+        if not any(event.event == "end" for event in self.events):
+            raise LabError(f"the sender of long flows in {self._lan} died: {''.join(self._said)}")
         return self.events
 
     def isps(self) -> dict[int, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import selectors
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -79,6 +80,7 @@ def main() -> int:
     parser.add_argument("--address", action="append", required=True)
     parser.add_argument("--link", action="append", required=True, metavar="INTERFACE=ISP")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
     serve(args.port, args.address, args.link)
     return 0
 

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 
 from lsmpy.labserver import MORE, ONCE
 
-MESSAGE_S = 0.05
-GAP_S = 0.2
+MESSAGE_S, GAP_S = 0.05, 0.2
 _TURN_S = 0.05  # how long a signal may go unnoticed
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _IN_FLIGHT = {errno.EINPROGRESS, errno.EAGAIN}
@@ -285,6 +284,7 @@ def main() -> int:
     for mode in (flows, sequence, long):
         mode.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us, and SIGTERM comes from there
     sender = Client(args.to, args.port, args.proto, args.timeout, args.totals)
     if args.mode == "flows":
         sender.flows(args.rate, args.seconds)
