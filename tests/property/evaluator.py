@@ -1,0 +1,279 @@
+"""What the rules mean: a second, plain reading of mangle, nat and policy routing, to hold plans against.
+
+The semantics are those of net/netfilter/x_tables: xt_statistic.c, xt_connmark.c, xt_mark.c, xt_conntrack.c,
+ip_tables.c, and of net/core/fib_rules.c. A word that this reader does not know is an error, never a match.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import ip_address as _ip_address
+from ipaddress import ip_network as _ip_network
+from typing import Literal
+
+from lsmpy.netfilter import Table
+from lsmpy.plan import Side
+
+ip_address = lru_cache(maxsize=None)(_ip_address)
+ip_network = lru_cache(maxsize=None)(_ip_network)
+State = Literal["NEW", "ESTABLISHED", "RELATED", "INVALID"]
+UNREACHABLE = "unreachable"
+
+
+@dataclass
+class Connection:
+    """What conntrack knows of a flow: its mark, and its reply direction's destination once that is decided."""
+
+    mark: int = 0
+    confirmed: bool = False
+    reply_to: str = ""
+    translated: bool = False
+
+
+@dataclass
+class Packet:
+    """One packet on its way; `connection` is None for what conntrack calls INVALID."""
+
+    source: str
+    target: str
+    connection: Connection | None
+    state: State = "NEW"
+    into: str = ""
+    out: str = ""
+    mark: int = 0
+    reply: bool = False
+    sets: list[int] = field(default_factory=list)  # every mark that a MARK rule has given it
+
+
+@dataclass
+class _Nth:
+    """The state of one `statistic --mode nth` rule."""
+
+    every: int
+    packet: int
+    count: int
+
+    def hit(self) -> bool:
+        self.count = 0 if self.count == self.every - 1 else self.count + 1
+        return self.count == 0
+
+
+class Netfilter:
+    """The tables of one family, with counters of their own."""
+
+    def __init__(self, side: Side, own: Iterable[str] = (), dice: random.Random | None = None) -> None:
+        """`own` are the router's addresses; with `dice` the counters begin anywhere, else as freshly loaded."""
+        self.tables = {table.name: table for table in side.tables}
+        self.own = {ip_address(each) for each in own}
+        self.dice = dice or random.Random(0)
+        self.counters: dict[str, _Nth] = {}
+        for rule in self.tables["mangle"].rules:
+            if found := re.search(r"--every (\d+) --packet (\d+)", rule):
+                every, packet = int(found[1]), int(found[2])
+                assert packet < every, rule
+                assert rule not in self.counters, f"two rules share this test's counter: {rule}"
+                start = self.dice.randrange(every) if dice else every - 1 - packet
+                self.counters[rule] = _Nth(every, packet, start)
+
+    def mangle(self, hook: str, packet: Packet) -> bool:
+        """Whether the packet survives the hook's chain."""
+        return self._walk(self.tables["mangle"], hook, packet) != "DROP"
+
+    def leave(self, packet: Packet) -> bool:
+        """POSTROUTING of mangle and of nat, and conntrack's confirmation; whether the packet leaves."""
+        if not self.mangle("POSTROUTING", packet):
+            return False
+        connection = packet.connection
+        if connection and not connection.confirmed:
+            self._walk(self.tables["nat"], "POSTROUTING", packet)
+            connection.confirmed = True
+            connection.reply_to = connection.reply_to or packet.source
+        if connection and connection.translated and not packet.reply:
+            packet.source = connection.reply_to
+        return True
+
+    def counts(self) -> list[int]:
+        return [each.count for each in self.counters.values()]
+
+    def _walk(self, table: Table, chain: str, packet: Packet) -> str:
+        """The verdict of a chain; RETURN at its end."""
+        for rule in next(each for each in table.chains if each.name == chain).rules:
+            tests, verb, target, values = _split(rule)
+            if not all(self._matches(rule, test, packet) for test in tests):
+                continue
+            if target in ("ACCEPT", "DROP", "RETURN"):
+                return target
+            if table.has(target):
+                verdict = self._walk(table, target, packet)
+                if verdict != "RETURN" or verb == "-g":
+                    return verdict
+            elif self._act(target, values, packet):
+                return "ACCEPT"
+        return "RETURN"
+
+    def _act(self, target: str, values: Mapping[str, str], packet: Packet) -> bool:
+        """Carry out a target; whether it ends the walk."""
+        connection = packet.connection
+        if target == "MARK":
+            value, mask = _pair(values["--set-xmark"])
+            packet.mark = packet.mark & ~mask ^ value
+            packet.sets.append(value)
+            return False
+        if target == "CONNMARK":
+            if connection is None:
+                return False
+            if "--set-xmark" in values:
+                value, mask = _pair(values["--set-xmark"])
+                connection.mark = connection.mark & ~mask ^ value
+                return False
+            here, there = int(values["--nfmask"], 16), int(values["--ctmask"], 16)
+            if "--save-mark" in values:
+                connection.mark = connection.mark & ~there ^ packet.mark & here
+            else:
+                assert "--restore-mark" in values
+                packet.mark = packet.mark & ~here ^ connection.mark & there
+            return False
+        assert connection is not None, "nat never sees what conntrack calls INVALID"
+        assert target in ("SNAT", "MASQUERADE"), target
+        connection.translated = True
+        connection.reply_to = values.get("--to-source", f"address of {packet.out}")
+        return True
+
+    def _matches(self, rule: str, test: tuple[str, bool, str], packet: Packet) -> bool:
+        name, inverted, value = test
+        connection = packet.connection
+        if name == "--every":
+            return self.counters[rule].hit()
+        if name == "--probability":
+            return self.dice.random() < float(value)
+        if name == "--mark connmark":
+            if connection is None:
+                return False
+            return (connection.mark & _pair(value)[1] == _pair(value)[0]) != inverted
+        if name in ("--ctrepldst", "--ctstatus", "--ctdir") and connection is None:
+            return False
+        return self._plain(name, value, packet) != inverted
+
+    def _plain(self, name: str, value: str, packet: Packet) -> bool:
+        connection = packet.connection
+        match name:
+            case "-i":
+                return packet.into == value
+            case "-o":
+                return packet.out == value
+            case "-s":
+                return ip_address(packet.source) in ip_network(value)
+            case "-d":
+                return ip_address(packet.target) in ip_network(value)
+            case "--mark mark":
+                return packet.mark & _pair(value)[1] == _pair(value)[0]
+            case "--ctstate":
+                known = {packet.state} | ({"SNAT"} if connection and connection.translated else set())
+                return bool(known & set(value.split(",")))
+            case "--ctrepldst":
+                assert connection
+                return ip_address(connection.reply_to or packet.source) == ip_address(value)
+            case "--ctstatus":
+                assert connection
+                assert value == "CONFIRMED"
+                return connection.confirmed
+            case "--ctdir":
+                return value == ("REPLY" if packet.reply else "ORIGINAL")
+            case "--dst-type":
+                target = ip_address(packet.target)
+                kind = "LOCAL" if target in self.own else "MULTICAST" if target.is_multicast else "UNICAST"
+                return kind in value.split(",")
+        raise AssertionError(f"the tests do not know the match {name} {value}")
+
+
+_ONE = {"-i", "-o", "-s", "-d", "--mark", "--ctstate", "--ctrepldst", "--ctstatus", "--ctdir", "--dst-type"}
+_NUMBERS = {"--every", "--probability"}
+_Split = tuple[list[tuple[str, bool, str]], str, str, dict[str, str]]
+
+
+def _split(rule: str, known: dict[str, _Split] = {}) -> _Split:  # noqa: B006  the same few rules again and again
+    """Tests, `-j` or `-g`, target and its values."""
+    if rule in known:
+        return known[rule]
+    words = rule.split()[2:]
+    tests: list[tuple[str, bool, str]] = []
+    module, inverted = "", False
+    while words[0] not in ("-j", "-g"):
+        word = words.pop(0)
+        if word == "!":
+            inverted = True
+        elif word == "-m":
+            module = words.pop(0)
+        elif word in _ONE | _NUMBERS:
+            tests.append((f"{word} {module}" if word == "--mark" else word, inverted, words.pop(0)))
+            inverted = False
+        else:
+            assert (word, words.pop(0)) in {("--mode", "nth"), ("--mode", "random"), ("--packet", "0")}, rule
+    verb, target, *rest = words
+    values: dict[str, str] = {}
+    while rest:
+        word = rest.pop(0)
+        values[word] = rest.pop(0) if rest and not rest[0].startswith("--") else ""
+    # A counter moves only for a packet that has passed every other test of its rule.
+    tests.sort(key=lambda test: test[0] in _NUMBERS)
+    known[rule] = (tests, verb, target, values)
+    return known[rule]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    value, _, mask = text.partition("/")
+    return int(value, 16), int(mask or "0xffffffff", 16)
+
+
+Main = Mapping[str, str]
+
+
+def route(side: Side, packet: Packet, main: Main) -> str:
+    """The interface by which the packet goes on, `unreachable`, or an empty string without any route.
+
+    `main` is the main table: interfaces by network.
+    """
+    rules = [*side.rules]
+    tables: dict[int, list[tuple[str, int, str]]] = {254: [(to, 0, device) for to, device in main.items()]}
+    for each in side.routes:
+        device = UNREACHABLE if each.kind == "7" else each.device or ""
+        tables.setdefault(each.table, []).append((each.target, each.metric, device))
+    for rule in sorted(rules, key=lambda each: each.priority):
+        if _selects(rule.selector, packet):
+            length, device = _lookup(tables.get(rule.table, []), packet)
+            if device and not (rule.suppress_default and length == 0):
+                return device
+    return _lookup(tables[254], packet)[1]
+
+
+def _selects(selector: str, packet: Packet) -> bool:
+    kind, _, value = selector.partition(" ")
+    match kind:
+        case "":
+            return True
+        case "from":
+            return ip_address(packet.source) in ip_network(value)
+        case "oif":
+            return packet.out == value
+        case "fwmark":
+            return packet.mark & _pair(value)[1] == _pair(value)[0]
+    raise AssertionError(f"the tests do not know the selector {selector}")
+
+
+def _lookup(routes: Iterable[tuple[str, int, str]], packet: Packet) -> tuple[int, str]:
+    """Prefix length and device of the best route: the longest prefix, then the lowest metric."""
+    target = ip_address(packet.target)
+    every = "0.0.0.0/0" if target.version == 4 else "::/0"
+    found = [
+        (-network.prefixlen, metric, device)
+        for to, metric, device in routes
+        if target in (network := ip_network(every if to == "default" else to))
+    ]
+    if not found:
+        return 0, ""
+    length, _, device = min(found)
+    return -length, device

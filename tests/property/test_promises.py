@@ -1,0 +1,357 @@
+"""What the contract promises of the router (section 4), held against the meaning of the rules of generated routers."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+from hypothesis import assume, event, given, settings
+from hypothesis import strategies as st
+
+from lsmpy import plan, shares
+from lsmpy.config import Family, Isp, Lan, Router
+from lsmpy.netfilter import Table
+from lsmpy.plan import Side
+from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
+from tests.property.routers import SOMEWHERE, Scene, client, scenes, sides, statuses
+
+dice = st.randoms(use_true_random=False)
+
+
+def ways(scene: Scene) -> Iterator[tuple[Family, Side, Lan]]:
+    """Every LAN with every family that reaches the internet."""
+    for family, side in sides(scene.plan()).items():
+        if scene.isps(family):
+            for lan in scene.lans(family):
+                yield family, side, lan
+
+
+def outbound(
+    lan: Lan, family: Family, connection: Connection | None, to: str = "", state: State = "NEW", mark: int = 0
+) -> Packet:
+    return Packet(client(lan, family), to or SOMEWHERE[family], connection, state, into=lan.interface, mark=mark)
+
+
+def forward(rules: Netfilter, side: Side, packet: Packet, main: dict[str, str]) -> bool:
+    """Prerouting, routing and postrouting; whether the packet has left the router by `packet.out`."""
+    assert rules.mangle("PREROUTING", packet)
+    packet.out = route(side, packet, main)
+    return packet.out not in ("", UNREACHABLE) and rules.leave(packet)
+
+
+def of_mark(router: Router, mark: int) -> Isp:
+    """The one ISP whose mark this is."""
+    (isp,) = (isp for isp in router.isps if router.mark_value(isp) == mark & router.options.mark_mask)
+    return isp
+
+
+# -- R1 ------------------------------------------------------------------------------------------------------
+
+
+@given(scenes(), dice, st.integers(0, 0xFFFFFFFF))
+def test_each_new_connection_gets_the_mark_of_one_usable_isp_whatever_the_counters(
+    scene: Scene, chance: random.Random, noise: int
+) -> None:
+    mask = scene.router.options.mark_mask
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        for _ in range(30):
+            connection = Connection(mark=noise & ~mask)
+            packet = outbound(lan, family, connection, mark=noise & ~mask)
+            assert rules.mangle("PREROUTING", packet)
+            assert len(packet.sets) == 1
+            isp = of_mark(scene.router, packet.mark)
+            assert isp.name in scene.allowed(family)
+            assert packet.mark & ~mask == noise & ~mask
+            assert connection.mark == packet.mark
+            event("down" if not scene.states[isp.name].up else "up")
+
+
+@given(scenes(), dice, st.data())
+def test_a_new_connection_leaves_by_the_isp_of_its_mark_or_not_at_all(
+    scene: Scene, chance: random.Random, data: st.DataObject
+) -> None:
+    default = data.draw(st.sampled_from(["", *(isp.interface for isp in scene.router.isps)]))
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        packet = outbound(lan, family, Connection())
+        left = forward(rules, side, packet, scene.main(family, default))
+        isp = of_mark(scene.router, packet.mark)
+        assert packet.out in (isp.interface, UNREACHABLE)
+        assert left == scene.has(isp.interface, str(isp.addresses(family)[0].ip))
+        if left and isp.nat.kind(family) == "snat":
+            assert packet.source == str(isp.addresses(family)[0].ip)
+
+
+@given(scenes(), dice)
+def test_what_main_knows_a_better_route_for_goes_there(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        network = {4: "203.0.113.0/24", 6: "2001:db8:ffff::/48"}[family]
+        devices = ["tun0", *(isp.interface for isp in scene.isps(family))]
+        for device in devices:
+            rules = Netfilter(side, scene.own(family), chance)
+            for _ in range(4):  # whichever ISP's turn it is
+                connection = Connection()
+                main = scene.main(family) | {network: device}
+                first, again = outbound(lan, family, connection), outbound(lan, family, connection)
+                assert forward(rules, side, first, main)
+                assert forward(rules, side, again, main)
+                assert first.out == again.out == device
+
+
+@given(scenes(), dice)
+def test_hosts_in_an_isps_own_network_are_reached_through_it(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        for isp in scene.isps(family):
+            gateway = str(isp.next_hop(family))
+            if scene.has(isp.interface, str(isp.addresses(family)[0].ip)):
+                for _ in range(4):
+                    packet = outbound(lan, family, Connection(), to=gateway)
+                    assert forward(rules, side, packet, scene.main(family))
+                    assert packet.out == isp.interface
+
+
+@given(scenes(), dice)
+def test_traffic_between_lans_and_to_the_router_takes_no_mark_and_no_slot(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        before = rules.counts()
+        others = [client(other, family) for other in scene.lans(family) if other is not lan]
+        for target in (*others, *scene.own(family), {4: "224.0.0.251", 6: "ff02::fb"}[family]):
+            connection = Connection()
+            packet = outbound(lan, family, connection, to=target)
+            assert rules.mangle("PREROUTING", packet)
+            assert packet.mark == connection.mark == 0
+        assert rules.counts() == before
+
+
+# -- R2 ------------------------------------------------------------------------------------------------------
+
+
+@given(scenes(), dice, st.data())
+def test_a_connection_keeps_its_isp_through_rebuilds(scene: Scene, chance: random.Random, data: st.DataObject) -> None:
+    later = sides(scene.plan(data.draw(statuses(scene.router))))
+    for family, side, lan in ways(scene):
+        connection = Connection()
+        first = outbound(lan, family, connection)
+        main = scene.main(family)
+        left = forward(Netfilter(side, scene.own(family), chance), side, first, main)
+        for state in ("NEW", "ESTABLISHED", "RELATED"):
+            rules = Netfilter(later[family], scene.own(family), chance)
+            before = rules.counts()
+            again = outbound(lan, family, connection, state=state)
+            assert forward(rules, later[family], again, main) == left
+            assert (again.mark, again.out, again.source) == (first.mark, first.out, first.source)
+            assert rules.counts() == before
+
+
+@given(scenes(), dice)
+def test_answers_from_the_internet_find_the_lan(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        rules, main = Netfilter(side, scene.own(family), chance), scene.main(family)
+        connection = Connection()
+        asked = outbound(lan, family, connection)
+        if forward(rules, side, asked, main):
+            # Untranslated already: nat's prerouting stands between mangle's and the routing.
+            answer = Packet(
+                SOMEWHERE[family], client(lan, family), connection, "ESTABLISHED", into=asked.out, reply=True
+            )
+            assert forward(rules, side, answer, main)
+            assert answer.out == lan.interface
+
+
+@given(scenes(), dice)
+def test_invalid_packets_take_no_slot_and_never_leave_untranslated(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        before = rules.counts()
+        packet = outbound(lan, family, None, state="INVALID")
+        assert rules.mangle("PREROUTING", packet)
+        assert packet.mark == 0
+        assert rules.counts() == before
+        for isp in scene.isps(family):
+            packet.out = isp.interface
+            assert rules.mangle("POSTROUTING", packet) == (isp.nat.kind(family) == "none")
+
+
+@given(scenes())
+def test_packets_of_another_isps_connection_are_dropped(scene: Scene) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family))
+        for isp in scene.isps(family):
+            for other in scene.isps(family):
+                connection = Connection(
+                    scene.router.mark_value(other), True, str(other.addresses(family)[0].ip), translated=True
+                )
+                packet = outbound(lan, family, connection, state="ESTABLISHED")
+                packet.out = isp.interface
+                assert rules.mangle("POSTROUTING", packet) == (isp is other)
+
+
+@given(scenes())
+def test_connections_older_than_the_nat_are_dropped_where_it_is_on(scene: Scene) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family))
+        for isp in scene.isps(family):
+            connection = Connection(0, True, client(lan, family))
+            packet = outbound(lan, family, connection, state="ESTABLISHED")
+            packet.out = isp.interface
+            assert rules.mangle("POSTROUTING", packet) == (isp.nat.kind(family) == "none")
+
+
+@given(scenes())
+def test_a_table_is_never_left_without_an_answer(scene: Scene) -> None:
+    for family, side in sides(scene.plan()).items():
+        for isp in scene.isps(family):
+            mark = scene.router.mark_value(isp)
+            packet = Packet(client(scene.router.lans[0], 4), SOMEWHERE[family], None, mark=mark)
+            elsewhere = next(other.interface for other in scene.router.isps if other is not isp)
+            assert route(side, packet, scene.main(family, default=elsewhere)) in (isp.interface, UNREACHABLE)
+            last = max((each for each in side.routes if each.table == int(isp.table)), key=lambda each: each.metric)
+            assert (last.kind, last.target, last.metric) == ("7", "default", 0xFFFFFFFF)
+
+
+@given(scenes())
+def test_every_isp_keeps_rules_table_and_nat_whether_up_or_down(scene: Scene) -> None:
+    for family, side in sides(scene.plan()).items():
+        for isp in scene.isps(family):
+            selectors = {rule.selector for rule in side.rules if rule.table == int(isp.table)}
+            mark, mask = scene.router.mark_value(isp), scene.router.options.mark_mask
+            assert f"oif {isp.interface}" in selectors
+            assert {f"from {each.ip}" for each in isp.addresses(family)} <= selectors
+            assert f"fwmark {mark:#x}" + ("" if mask == 0xFFFFFFFF else f"/{mask:#x}") in selectors
+            translates = any(f"-o {isp.interface} -j" in rule for rule in side.table("nat").rules)
+            assert translates == (isp.nat.kind(family) != "none")
+
+
+# -- R5 and R6 -----------------------------------------------------------------------------------------------
+
+
+@given(scenes(), dice)
+def test_what_comes_in_by_an_isp_is_answered_by_it(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        rules, main = Netfilter(side, scene.own(family), chance), scene.main(family)
+        before = rules.counts()
+        for isp in scene.isps(family):
+            address = str(isp.addresses(family)[0].ip)
+            there = scene.has(isp.interface, address)
+            for host, hook in ((client(lan, family), "PREROUTING"), (address, "OUTPUT")):
+                connection = Connection(confirmed=True, reply_to=SOMEWHERE[family])
+                asked = Packet(SOMEWHERE[family], host, connection, into=isp.interface)
+                assert rules.mangle("PREROUTING", asked)
+                answer = Packet(host, SOMEWHERE[family], connection, "ESTABLISHED", reply=True)
+                answer.into = lan.interface if hook == "PREROUTING" else ""
+                assert rules.mangle(hook, answer)
+                answer.out = route(side, answer, main)
+                assert answer.out == (isp.interface if there else UNREACHABLE)
+                assert not there or rules.leave(answer)
+        assert rules.counts() == before
+
+
+@given(scenes(), dice)
+def test_a_bound_socket_of_the_router_uses_its_isp(scene: Scene, chance: random.Random) -> None:
+    for family, side in sides(scene.plan()).items():
+        rules, before = Netfilter(side, scene.own(family), chance), []
+        for isp in scene.isps(family):
+            address = str(isp.addresses(family)[0].ip)
+            if not scene.has(isp.interface, address):
+                continue
+            elsewhere = next(other.interface for other in scene.router.isps if other is not isp)
+            for bound in (Packet(address, SOMEWHERE[family], Connection()), Packet("0.0.0.0", SOMEWHERE[family], None)):
+                bound.out = isp.interface if bound.connection is None else ""
+                bound.connection = Connection()
+                before = rules.counts()
+                assert rules.mangle("OUTPUT", bound)
+                bound.out = route(side, bound, scene.main(family, default=elsewhere))
+                assert bound.out == isp.interface
+                assert rules.leave(bound)
+                assert rules.counts() == before
+
+
+@given(scenes(), dice)
+def test_an_unbound_socket_of_the_router_goes_by_main_and_stays_there(scene: Scene, chance: random.Random) -> None:
+    for family, side in sides(scene.plan()).items():
+        rules = Netfilter(side, scene.own(family), chance)
+        for isp in scene.isps(family):
+            address = str(isp.addresses(family)[0].ip)
+            connection = Connection()
+            for state in ("NEW", "NEW", "ESTABLISHED"):
+                packet = Packet(address, SOMEWHERE[family], connection, state, out=isp.interface)
+                assert rules.mangle("OUTPUT", packet)
+                assert rules.leave(packet)
+                assert of_mark(scene.router, connection.mark) is isp
+
+
+# -- R8 ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50)
+@given(scenes(), st.integers(0, 300))
+def test_any_hundred_connections_are_shared_by_weight(scene: Scene, start: int) -> None:
+    assume(scene.router.options.balance == "nth")
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family))
+        dealt: list[str] = []
+        for _ in range(start + shares.WINDOW):
+            packet = outbound(lan, family, Connection())
+            rules.mangle("PREROUTING", packet)
+            dealt.append(of_mark(scene.router, packet.mark).name)
+        count = Counter(dealt[start:])
+        weights = {isp.name: isp.weight for isp in scene.isps(family) if isp.name in scene.allowed(family)}
+        for name, weight in weights.items():
+            assert abs(count[name] - shares.WINDOW * weight / sum(weights.values())) <= 1
+
+
+@settings(max_examples=30)
+@given(scenes(), dice)
+def test_dice_give_everybody_about_his_share(scene: Scene, chance: random.Random) -> None:
+    assume(scene.router.options.balance == "random")
+    thrown = random.Random(chance.random())
+    for family, side, lan in list(ways(scene))[:1]:
+        rules, count = Netfilter(side, scene.own(family), thrown), Counter[str]()
+        for _ in range(1000):
+            packet = outbound(lan, family, Connection())
+            rules.mangle("PREROUTING", packet)
+            count[of_mark(scene.router, packet.mark).name] += 1
+        weights = {isp.name: isp.weight for isp in scene.isps(family) if isp.name in scene.allowed(family)}
+        for name, weight in weights.items():
+            assert abs(count[name] - 1000 * weight / sum(weights.values())) < 100  # over six times the deviation
+
+
+# -- what depends on the states, and what does not -----------------------------------------------------------
+
+
+def without_choices(table: Table) -> list[object]:
+    return [(chain.name, () if chain.name.startswith("CHOOSE-") else chain.rules) for chain in table.chains]
+
+
+@given(scenes(), st.data())
+def test_only_the_choice_for_new_connections_depends_on_the_states(scene: Scene, data: st.DataObject) -> None:
+    one, two = scene.plan(), scene.plan(data.draw(statuses(scene.router)))
+    assert one.sysctls == two.sysctls
+    for a, b in zip(one.sides, two.sides, strict=True):
+        assert (a.routes, a.rules) == (b.routes, b.rules)
+        assert [without_choices(table) for table in a.tables] == [without_choices(table) for table in b.tables]
+
+
+@given(scenes())
+def test_the_order_of_states_and_links_means_nothing(scene: Scene) -> None:
+    states = dict(reversed(list(scene.states.items())))
+    found = None if scene.links is None else dict(reversed(list(scene.links.items())))
+    assert plan.build(scene.router, states, found) == scene.plan()
+
+
+@given(scenes())
+def test_no_two_routes_of_a_plan_replace_each_other(scene: Scene) -> None:
+    for side in scene.plan().sides:
+        assert len({each.key for each in side.routes}) == len(side.routes)
+        assert len(set(side.rules)) == len(side.rules)
+
+
+@given(scenes())
+def test_a_family_that_no_isp_carries_is_left_alone(scene: Scene) -> None:
+    assert {side.family for side in scene.plan().sides} == {
+        f for isp in scene.router.isps for f in (4, 6) if isp.carries(f)
+    }
