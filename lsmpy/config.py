@@ -397,7 +397,7 @@ class _Reader:
     def _check_isp(self, index: int, isp: Isp) -> None:
         own = [ipaddress.ip_interface(text) for text in isp.address if _is_interface(text)]
         # One mistake is told once: what cannot be read is not held against other keys.
-        own_known = len(own) == len(isp.address) and ("isp", index, "address") not in self.unusable
+        own_known = bool(own) and all("/" in text and _is_interface(text) for text in isp.address)
         hops_known = all(map(_is_address, isp.gateway)) and ("isp", index, "gateway") not in self.unusable
         hops: dict[int, str] = {}
         for text in isp.gateway:
@@ -491,10 +491,9 @@ class _Lines:
     def find(self, table: str, index: int | None, key: str) -> int:
         """The line of the key, else of its table, else 1."""
         outer, _, last = table.rpartition(".")
-        for place in ((table, index, key), (table, index, ""), (outer, index, last), (outer, index, ""), (key, 0, "")):
-            if place in self.places:
-                return self.places[place]
-        return 1
+        places = [(table, index, key), (table, index, ""), (outer, index, last), (outer, index, "")]
+        places += [(key, None, ""), (key, 0, "")]
+        return next((self.places[place] for place in places if place in self.places), 1)
 
 
 def _is_address(text: str) -> bool:
@@ -526,7 +525,7 @@ def _default(table: str, key: str) -> object:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    text = f'"{value}"' if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 

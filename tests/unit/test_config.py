@@ -1,0 +1,396 @@
+"""The configuration: what is right, and for everything that is wrong the line and the words that help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lsmpy import config
+from lsmpy.config import ConfigError
+from tests.conftest import isps_of, router_of
+
+ISP = """\
+[[isp]]
+name = "ISP1"
+interface = "eth2"
+address = "1.1.1.1/24"
+gateway = "1.1.1.2"
+check = "203.0.113.1"
+"""
+TWO = ISP + ISP.replace("ISP1", "ISP2").replace("eth2", "eth3").replace("1.1.1.", "2.2.2.")
+LAN = '[[lan]]\nname = "dev"\ninterface = "eth0"\naddress = "192.168.1.254/24"\n'
+ARTICLE = """\
+state_dir = "/var/run"
+
+[router]
+flush = "all"
+balance = "nth"
+local_traffic = "main"
+when_all_down = "all"
+flush_conntrack = false
+iptables = "auto"
+mark_mask = 0xffffffff
+
+[probe]
+interval_ms = 1000
+timeout_ms = 1000
+max_packet_loss = 15
+max_successive_pkts_lost = 7
+min_packet_loss = 5
+min_successive_pkts_rcvd = 10
+
+[[isp]]
+name = "ISP1"
+interface = "eth2"
+address = ["1.1.1.1/24"]
+gateway = ["1.1.1.2"]
+prefix = []
+check = ["203.0.113.1"]
+quorum = 1
+mark = 1
+table = 250
+weight = 1
+tier = 1
+clamp_mss = false
+
+[[isp]]
+name = "ISP2"
+interface = "eth3"
+address = ["2.2.2.1/24"]
+gateway = ["2.2.2.2"]
+check = ["203.0.113.2"]
+
+[[lan]]
+name = "dev"
+interface = "eth0"
+address = ["192.168.1.254/24"]
+
+[[lan]]
+name = "rnd"
+interface = "eth1"
+address = ["192.168.2.254/24"]
+
+[rules]
+ipv4 = ["/etc/lsmpy/rules.v4"]
+ipv6 = []
+after = []
+
+[nat]
+ipv4 = "snat"
+ipv6 = "none"
+
+[events]
+script = []
+"""
+
+
+def errors_of(text: str | bytes, tables: dict[str, int] | None = None) -> list[str]:
+    data = text.encode() if isinstance(text, str) else text
+    with pytest.raises(ConfigError) as caught:
+        config.parse(data, "lsmpy.toml", tables or {})
+    assert caught.value.exit_status == 2
+    return str(caught.value).splitlines()
+
+
+# -- what is right -------------------------------------------------------------------------------------------
+
+
+def test_the_articles_router_with_every_key_is_read() -> None:
+    router = router_of(ARTICLE)
+    assert [isp.name for isp in router.isps] == ["ISP1", "ISP2"]
+    assert [(isp.mark, isp.table, isp.weight, isp.tier) for isp in router.isps] == [(1, 250, 1, 1), (2, 249, 1, 1)]
+    assert [(lan.name, lan.interface) for lan in router.lans] == [("dev", "eth0"), ("rnd", "eth1")]
+    assert router.rules.files(4) == (Path("/etc/lsmpy/rules.v4"),)
+    assert router.families == (4,)
+    assert router.warnings == ()
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    router = router_of(ISP)
+    (isp,) = router.isps
+    assert router.state_dir == "/var/run"
+    assert (isp.mark, isp.table, isp.weight, isp.tier, isp.quorum) == (1, 250, 1, 1, 1)
+    assert (isp.nat.ipv4, isp.nat.ipv6) == ("snat", "none")
+    assert isp.probe == config.Probe(1000, 1000, 15, 7, 5, 10)
+    options = router.options
+    assert (options.flush, options.balance, options.iptables, options.when_all_down) == ("all", "nth", "auto", "all")
+    assert options.mark_mask == 0xFFFFFFFF
+
+
+def test_an_isps_own_probe_and_nat_override_the_common_ones_key_by_key() -> None:
+    text = '[probe]\ninterval_ms = 500\ntimeout_ms = 700\n[nat]\nipv6 = "snat"\n' + TWO
+    router = router_of(text + 'probe = { interval_ms = 250 }\nnat = { ipv4 = "masquerade" }\n')
+    assert [(isp.probe.interval_ms, isp.probe.timeout_ms) for isp in router.isps] == [(500, 700), (250, 700)]
+    assert [(isp.nat.ipv4, isp.nat.ipv6) for isp in router.isps] == [("snat", "snat"), ("masquerade", "snat")]
+
+
+def test_a_table_may_be_a_name_of_rt_tables() -> None:
+    router = config.parse((ISP + 'table = "uplink"\n').encode(), "lsmpy.toml", {"uplink": 77})
+    assert router.isps[0].table == 77
+
+
+def test_a_mark_stands_where_the_mask_puts_it() -> None:
+    router = router_of("[router]\nmark_mask = 0xff00\n" + ISP + "mark = 3\n")
+    assert router.mark_value(router.isps[0]) == 0x300
+
+
+def test_a_family_is_carried_with_address_and_gateway() -> None:
+    both, six = router_of(isps_of(1)), router_of(isps_of(1, "6"))
+    assert (both.families, six.families) == ((4, 6), (6,))
+    assert not six.isps[0].carries(4)
+
+
+def test_a_link_local_gateway_needs_no_network() -> None:
+    text = ISP.replace('"1.1.1.1/24"', '["1.1.1.1/24", "2001:db8::1/64"]').replace(
+        '"1.1.1.2"', '["1.1.1.2", "fe80::1"]'
+    )
+    assert str(router_of(text).isps[0].next_hop(6)) == "fe80::1"
+
+
+def test_probing_the_gateway_is_allowed_and_warned_of() -> None:
+    (warning,) = router_of(ISP.replace("203.0.113.1", "gateway")).warnings
+    assert "ISP1: check: the gateway answers while its upstream is dead" in warning
+
+
+# -- what is wrong -------------------------------------------------------------------------------------------
+
+WRONG = {
+    "unknown key": (ISP + "wieght = 2\n", "7: isp.wieght: there is no such key; did you mean weight?"),
+    "unknown top key": ("stat_dir = '/x'\n" + ISP, "1: stat_dir: there is no such key; did you mean state_dir?"),
+    "unknown router key": (ISP + "[router]\nbalanze = 1\n", "8: router.balanze: there is no such key; did you mean"),
+    "unknown probe key": (
+        ISP + "probe = { interval_ms = 5000, tries = 3 }\n",
+        "7: isp.probe.tries: there is no such key; known are interval_ms, ",
+    ),
+    "wrong type": (ISP + 'weight = "much"\n', '7: isp.weight: expected a whole number from 1, got "much"'),
+    "wrong type in a list": (
+        ISP.replace('"1.1.1.1/24"', "[1]"),
+        "4: isp.address: expected text or a list of texts, got [1]",
+    ),
+    "truth for a number": (ISP + "quorum = true\n", "7: isp.quorum: expected a whole number from 1, got true"),
+    "wrong choice": (
+        "[router]\nbalance = 'dice'\n" + ISP,
+        '2: router.balance: expected "nth" or "random" or "hash", got "dice"',
+    ),
+    "out of range": (
+        "[probe]\ninterval_ms = 0\n" + ISP,
+        "2: probe.interval_ms: expected milliseconds, from 10 to 3600000, got 0",
+    ),
+    "in a table of its own": (
+        ISP + "[isp.probe]\ntimeout_ms = 'x'\n",
+        '8: isp.probe.timeout_ms: expected milliseconds, from 10 to 3600000, got "x"',
+    ),
+    "missing key": (ISP.replace("gateway =", "#"), "1: isp.gateway: is missing; give text or a list of texts"),
+    "missing in the second": (
+        ISP + "\n" + TWO[len(ISP) :].replace("check =", "#"),
+        "8: isp.check: is missing; give text or a list of texts",
+    ),
+    "no isp": (LAN, "1: isp: no ISP is configured; add an [[isp]] table for each provider"),
+    "path as a name": (
+        ISP.replace("ISP1", "../../etc/passwd"),
+        "2: isp.name: expected 1 to 20 letters, digits, '_' or '-', got \"../../etc/passwd\"",
+    ),
+    "name with a line's end": (
+        ISP.replace("ISP1", "ISP1\\n"),
+        "2: isp.name: expected 1 to 20 letters, digits, '_' or '-', got 'ISP1\\n'",
+    ),
+    "name too long": (ISP.replace("ISP1", "x" * 21), "2: isp.name: expected 1 to 20 letters"),
+    "interface with a space": (ISP.replace("eth2", "eth 2"), "3: isp.interface: expected an interface name"),
+    "gateway outside": (
+        ISP.replace("1.1.1.2", "1.1.2.2"),
+        "5: isp.gateway: 1.1.2.2 is outside the ISP's network; give one inside 1.1.1.0/24",
+    ),
+    "gateway is the router": (ISP.replace("1.1.1.2", "1.1.1.1"), "5: isp.gateway: 1.1.1.1 is the router's own address"),
+    "gateway is no address": (ISP.replace("1.1.1.2", "1.1.1"), '5: isp.gateway: "1.1.1" is no address; give one such'),
+    "gateway of another family": (
+        ISP.replace('"1.1.1.2"', '["1.1.1.2", "fe80::1"]'),
+        "5: isp.gateway: fe80::1 is outside the ISP's network; give one inside nothing: there is no IPv6 address",
+    ),
+    "two gateways": (ISP.replace('"1.1.1.2"', '["1.1.1.2", "1.1.1.3"]'), "5: isp.gateway: two of IPv4; give one"),
+    "no gateway for a family": (
+        ISP.replace('"1.1.1.1/24"', '["1.1.1.1/24", "2001:db8::1/64"]'),
+        "5: isp.gateway: there is an IPv6 address but no gateway of IPv6",
+    ),
+    "no prefix length": (
+        ISP.replace("1.1.1.1/24", "1.1.1.1"),
+        '4: isp.address: "1.1.1.1" has no prefix length; write "1.1.1.1/24"',
+    ),
+    "impossible prefix length": (ISP.replace("1.1.1.1/24", "1.1.1.1/99"), '4: isp.address: "1.1.1.1/99" is no address'),
+    "no address": (ISP.replace('"1.1.1.1/24"', "[]"), "4: isp.address: is empty; give an address with its prefix"),
+    "check is no address": (ISP.replace("203.0.113.1", "example.net"), '6: isp.check: "example.net" is no address'),
+    "check of another family": (
+        ISP.replace("203.0.113.1", "2001:db8::9"),
+        "6: isp.check: 2001:db8::9 is IPv6, for which this ISP has no gateway",
+    ),
+    "no check": (ISP.replace('"203.0.113.1"', "[]"), "6: isp.check: is empty; give at least one address"),
+    "check twice": (
+        ISP.replace('"203.0.113.1"', '["203.0.113.1", "203.0.113.1"]'),
+        "6: isp.check: 203.0.113.1 stands twice; give different targets",
+    ),
+    "quorum too high": (ISP + "quorum = 2\n", "7: isp.quorum: 2 of 1 targets can never answer; give 1 to 1"),
+    "thresholds that flip": (
+        ISP + "probe = { max_packet_loss = 5 }\n",
+        "7: isp.probe: max_packet_loss (5) must be above min_packet_loss (5), or the ISP would flip",
+    ),
+    "same name": (TWO.replace("ISP2", "ISP1"), '8: isp.name: "ISP1" is ISP1\'s already; give each its own'),
+    "same interface": (TWO.replace("eth3", "eth2"), '9: isp.interface: "eth2" is ISP1\'s already; each ISP and LAN'),
+    "same address": (TWO.replace("2.2.2.", "1.1.1."), "10: isp.address: 1.1.1.1/24 is ISP1's already; give each"),
+    "same mark": (TWO + "mark = 1\n", "13: isp.mark: 1 is ISP1's already; give each its own"),
+    "same table": (TWO + "table = 250\n", "13: isp.table: 250 is ISP1's already; give each its own"),
+    "lan on an isp's interface": (
+        LAN.replace("eth0", "eth2") + ISP,
+        '3: lan.interface: "eth2" is ISP1\'s already; each ISP and LAN needs an interface of its own',
+    ),
+    "same lan name": (
+        ISP + LAN + LAN.replace("eth0", "eth1").replace("1.254", "2.254"),
+        '12: lan.name: "dev" is dev\'s already; give each its own',
+    ),
+    "unknown table name": (
+        ISP + 'table = "uplink"\n',
+        '7: isp.table: "uplink" is no name in /etc/iproute2/rt_tables; give its number',
+    ),
+    "the main table": (ISP + "table = 254\n", "7: isp.table: 254 is not free for an ISP; choose one from 1 to 252"),
+    "mark beyond the mask": (
+        "[router]\nmark_mask = 0x30\n" + ISP + "mark = 4\n",
+        "9: isp.mark: 4 does not fit into mark_mask 0x30; give a mark from 1 to 3",
+    ),
+    "mask with gaps": (
+        "[router]\nmark_mask = 0x505\n" + ISP,
+        "2: router.mark_mask: 0x505 has gaps; give bits in a row",
+    ),
+    "too many slots": (
+        ISP + "weight = 100\n" + TWO[len(ISP) :] + "weight = 33\n",
+        '7: isp.weight: the weights of tier 1 need 133 slots and nth has 128; give 3:1, or balance = "random"',
+    ),
+    "relative state_dir": ("state_dir = 'run'\n" + ISP, '1: state_dir: expected an absolute path, got "run"'),
+    "state_dir is no text": ("state_dir = 3\n" + ISP, "1: state_dir: expected an absolute path, got 3"),
+    "single table": (
+        ISP.replace("[[isp]]", "[isp]"),
+        "1: isp: expected one [[isp]] table for each, got a single [isp]",
+    ),
+    "no table at all": ("router = 3\n" + ISP, "1: router: expected a table, got 3"),
+    "broken toml": (ISP + "mark = \n", "7: not TOML: Invalid value"),
+    "twice in toml": (ISP + 'name = "X"\n', "7: not TOML: Cannot overwrite a value"),
+    "empty": ("", "1: isp: no ISP is configured; add an [[isp]] table for each provider"),
+    "only comments": ("# nothing\n", "1: isp: no ISP is configured"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_mistake_is_told_with_its_line_and_a_remedy(name: str) -> None:
+    text, wanted = WRONG[name]
+    said = errors_of(text)
+    assert any(line.startswith(f"lsmpy.toml:{wanted}") for line in said), said
+    assert all(re.match(r"lsmpy\.toml:\d+: ([\w.-]+|not TOML): \S", line) for line in said)
+
+
+ALONE = set(WRONG) - {"single table", "no table at all"}
+
+
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_one_mistake_is_told_once(name: str) -> None:
+    assert len(errors_of(WRONG[name][0])) == 1
+
+
+def test_all_mistakes_are_told_at_once_whatever_their_kind() -> None:
+    text = """\
+colour = "blue"
+state_dir = 7
+
+[router]
+balance = "dice"
+
+[[isp]]
+name = "ISP1"
+interface = "eth2"
+address = "1.1.1.1/24"
+gateway = "9.9.9.9"
+check = "203.0.113.1"
+weight = "much"
+
+[[isp]]
+name = "ISP1"
+interface = "eth3"
+address = "2.2.2.1/24"
+gateway = "2.2.2.2"
+check = "203.0.113.2"
+mark = 1
+table = "uplink"
+speed = 10
+"""
+    assert [re.sub(r": (?:there|expected|is |9|\"|1 ).*", "", line) for line in errors_of(text)] == [
+        "lsmpy.toml:1: colour",
+        "lsmpy.toml:2: state_dir",
+        "lsmpy.toml:5: router.balance",
+        "lsmpy.toml:11: isp.gateway",
+        "lsmpy.toml:13: isp.weight",
+        "lsmpy.toml:16: isp.name",
+        "lsmpy.toml:21: isp.mark",
+        "lsmpy.toml:22: isp.table",
+        "lsmpy.toml:23: isp.speed",
+    ]
+
+
+LATER = {
+    "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
+    "hash": ("[router]\nbalance = 'hash'\n" + ISP, '2: router.balance: "hash" needs a later version of lsmpy'),
+    "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
+    "flush": ("[router]\nwhen_all_down = 'flush'\n" + ISP, '2: router.when_all_down: "flush" needs a later'),
+    "unreachable": ("[router]\nwhen_all_down = 'unreachable'\n" + ISP, "2: router.when_all_down: "),
+    "conntrack": ("[router]\nflush_conntrack = true\n" + ISP, "2: router.flush_conntrack: true needs a later version"),
+    "mss": (ISP + "clamp_mss = true\n", "7: isp.clamp_mss: true needs a later version of lsmpy"),
+    "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),
+    "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
+    "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),
+    "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
+    "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
+    "after": (ISP + "[rules]\nafter = ['/bin/x']\n", "8: rules.after: "),
+    "auto address": (ISP.replace("1.1.1.1/24", "auto"), '4: isp.address: "auto" needs a later version of lsmpy'),
+    "auto gateway": (ISP.replace("1.1.1.2", "auto"), '5: isp.gateway: "auto" needs a later version of lsmpy'),
+    "no gateway": (ISP.replace("1.1.1.2", "none"), '5: isp.gateway: "none" needs a later version of lsmpy'),
+    "http check": (ISP.replace("203.0.113.1", "http://x/"), '6: isp.check: "http://x/" needs a later version of lsmpy'),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_keys_of_later_versions_are_refused_and_never_ignored(name: str) -> None:
+    text, wanted = LATER[name]
+    (said,) = errors_of(text)
+    assert said.startswith(f"lsmpy.toml:{wanted}"), said
+    assert "needs a later version of lsmpy" in said
+
+
+def test_a_binary_file_is_told_with_its_line() -> None:
+    assert errors_of(b"state_dir = '/run'\n\xff\x00\x01") == ["lsmpy.toml:2: not text: byte 0xff is no UTF-8"]
+
+
+def test_weights_of_dice_have_no_limit() -> None:
+    assert router_of("[router]\nbalance = 'random'\n" + ISP + "weight = 1000\n").isps[0].weight == 1000
+
+
+def test_weights_of_different_tiers_share_no_round() -> None:
+    text = ISP + "weight = 100\n" + TWO[len(ISP) :] + "weight = 99\ntier = 2\n"
+    assert [isp.tier for isp in router_of(text).isps] == [1, 2]
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_loaded_from_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(ISP)
+    assert config.load(path).isps[0].name == "ISP1"
+    path.write_text(ISP + "mark = 0\n")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}:7: isp.mark: "):
+        config.load(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a directory"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "none.toml" if kind == "missing" else tmp_path
+    with pytest.raises(
+        ConfigError, match=rf"^{re.escape(str(path))}: cannot read the configuration: .*Nothing was changed"
+    ):
+        config.load(path)
