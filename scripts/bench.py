@@ -25,6 +25,7 @@ import os
 import platform
 import queue
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -44,7 +45,7 @@ SEED = Path(__file__).resolve().parents[2] / "shared/seed/policy-routing-multiho
 PLACE = Path("/run/lsmpy-bench")
 TOOLS = {4: "iptables", 6: "ip6tables"}
 ROUNDS = {2: 31, 4: 15, 16: 9, 64: 5}
-QUICK_ROUNDS = {2: 3, 4: 3}
+QUICK_ROUNDS = {2: 2, 4: 2}
 ARTICLE_ROUNDS = {64: 1}  # it starts ten thousand programs there
 PAUSE_S = 0.25  # longer than the watcher lets a burst settle: every change measured is the first of its burst
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7  # <linux/netlink.h>, <linux/netfilter/nfnetlink.h>
@@ -171,7 +172,7 @@ class Station:
         command.run("ip", "netns", "add", node)
         cables = [f"link add {port} netns {node} type veth peer name far-{port} netns {node}\n" for port in ports]
         command.run("ip", "-batch", "-", stdin="".join(cables))
-        script = twin.Twin(self.router).router_script(None) + twin.batch(f"link set far-{port} up" for port in ports)
+        script = twin.batch(f"link set far-{port} up" for port in ports) + twin.Twin(self.router).router_script(None)
         command.run(*self._inside, "sh", "-e", "-s", stdin=script)
         argv = [*self._inside, sys.executable, __file__, "--worker", str(self.place)]
         self._worker = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -210,6 +211,7 @@ class Station:
             self._watcher.wait()
         self._worker.communicate()
         command.run("ip", "netns", "delete", self.node)
+        shutil.rmtree(self.place)
 
     def __enter__(self) -> Self:
         """For `with`."""
@@ -535,7 +537,7 @@ def main() -> int:
         "scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2 and 4 ISPs, few rounds, rough numbers")
-    parser.add_argument("--json", action="store_true", help="print everything that was measured as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON, and the table on standard error")
     options = parser.parse_args()
     try:
         if not sandbox.inside():
@@ -565,9 +567,14 @@ def _main(options: argparse.Namespace) -> int:
         "watch's resolution": "none lost, the kernel tells of its commits" if backend == "nft" else f"{_POLL_S:g} s",
     }
     tell = _progress if sys.stderr.isatty() else lambda _: None
-    results = measure(QUICK_ROUNDS if options.quick else ROUNDS, seed, tell)
-    tell("")
-    print(as_json(results, machine) if options.json else "\n".join(report(results, machine)))
+    try:
+        results = measure(QUICK_ROUNDS if options.quick else ROUNDS, seed, tell)
+    finally:
+        tell("")
+        shutil.rmtree(PLACE, ignore_errors=True)
+    print("\n".join(report(results, machine)), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(as_json(results, machine))
     return 0
 
 
