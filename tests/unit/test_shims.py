@@ -1,0 +1,199 @@
+"""What stands in the place of the article's scripts, and the systemd units."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsmpy import state
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+UNITS = sorted((SCRIPTS / "systemd").glob("*.service"))
+CAPABILITIES = {"lsmpy-probe": {"CAP_NET_RAW"}, "lsmpy-reconfig": {"CAP_NET_ADMIN", "CAP_NET_RAW"}}
+
+
+def program(path: Path, text: str) -> None:
+    """An executable shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a program did, with these variables in its environment."""
+    return subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+# -- lsm_event -----------------------------------------------------------------------------------------------
+
+
+def event(directory: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Call the event script as LSM does."""
+    return run(SCRIPTS / "lsm_event", *words, LSMPY_STATE_DIR=str(directory), **environment)
+
+
+@pytest.mark.parametrize(("word", "up"), [("up", True), ("down", False), ("long_down", False)])
+def test_event_writes_what_the_router_reads(tmp_path: Path, word: str, up: bool) -> None:
+    lsm = [word, "ISP_2-b", "203.0.113.2", "eth3", "root@localhost", *["0"] * 12, "down"]
+    assert event(tmp_path, *lsm).returncode == 0
+    assert (tmp_path / "ISP_2-b_state").read_text() == f"{word}\n"
+    assert state.read(tmp_path, "ISP_2-b") == state.Status(up, word)
+
+
+def test_event_leaves_one_file_that_all_may_read(tmp_path: Path) -> None:
+    (tmp_path / "ISP1_state").write_text("up\n")
+    assert event(tmp_path, "down", "ISP1").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["ISP1_state"]
+    assert (tmp_path / "ISP1_state").stat().st_mode & 0o777 == 0o644
+
+
+def test_event_replaces_the_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ISP1_state"
+    path.write_text("up\n")
+    with path.open() as reader:  # who has it open goes on reading the old text: it was not written into
+        assert event(tmp_path, "down", "ISP1").returncode == 0
+        assert reader.read() == "up\n"
+    assert path.read_text() == "down\n"
+
+
+def test_event_that_cannot_finish_changes_nothing(tmp_path: Path) -> None:
+    directory, tools = tmp_path / "state", tmp_path / "tools"
+    directory.mkdir()
+    (directory / "ISP1_state").write_text("up\n")
+    program(tools / "mv", "exit 1")
+    result = event(directory, "down", "ISP1", PATH=f"{tools}:{os.environ['PATH']}")
+    assert result.returncode == 1
+    assert {path.name: path.read_text() for path in directory.iterdir()} == {"ISP1_state": "up\n"}
+
+
+@pytest.mark.parametrize("name", ["", "../ISP1", "a/b", "..", "a b", "a;b", "ISP1\n", "ÄSP", "*", "$(id)"])
+def test_event_refuses_names_that_are_none(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    result = event(directory, "down", name, LC_ALL="C.UTF-8")
+    assert result.returncode == 2
+    assert "nothing was written" in result.stderr
+    assert list(tmp_path.rglob("*")) == [directory]
+
+
+def test_event_without_a_directory_says_so(tmp_path: Path) -> None:
+    result = event(tmp_path / "none", "down", "ISP1")
+    assert result.returncode == 1
+    assert str(tmp_path / "none") in result.stderr
+
+
+# -- config_router.sh ----------------------------------------------------------------------------------------
+
+SHOW = 'printf "%s\\n" "$0" "$@"; exit 7'
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """A PATH that has nothing but what the shim itself needs."""
+    for name in ("dirname", "readlink"):
+        program(tmp_path / "bare" / name, f'exec {shutil.which(name)} "$@"')
+    return str(tmp_path / "bare")
+
+
+def shim(copied_to: Path) -> Path:
+    """A copy of the shim, as an administrator puts it where the old script was."""
+    copied_to.parent.mkdir(parents=True, exist_ok=True)
+    copied_to.write_bytes((SCRIPTS / "config_router.sh").read_bytes())
+    copied_to.chmod(0o755)
+    return copied_to
+
+
+def test_shim_passes_its_arguments_and_the_status(tmp_path: Path) -> None:
+    reconfig = tmp_path / "bin/lsmpy-reconfig"
+    program(reconfig, SHOW)
+    path = f"{reconfig.parent}:{os.environ['PATH']}"
+    result = run(shim(tmp_path / "config_router.sh"), "-c", "/a file", "--state-dir", "", PATH=path)
+    assert result.stdout.splitlines() == [str(reconfig), "--replace", "-c", "/a file", "--state-dir", ""]
+    assert result.returncode == 7
+
+
+@pytest.mark.parametrize("place", ["checkout/scripts/lsmpy-reconfig", "checkout/.venv/bin/lsmpy-reconfig"])
+def test_shim_finds_the_program_beside_itself(tmp_path: Path, bare: str, place: str) -> None:
+    program(tmp_path / place, SHOW)
+    shim(tmp_path / "checkout/scripts/config_router.sh")
+    link = tmp_path / "config_router.sh"
+    link.symlink_to("checkout/scripts/config_router.sh")
+    result = run(link, "-v", PATH=bare)
+    assert result.stdout.splitlines()[1:] == ["--replace", "-v"]
+    assert Path(result.stdout.splitlines()[0]).resolve() == tmp_path / place
+
+
+def test_shim_that_finds_nothing_says_so(tmp_path: Path, bare: str) -> None:
+    result = run(shim(tmp_path / "config_router.sh"), PATH=bare)
+    assert result.returncode == 1
+    assert "Nothing was changed" in result.stderr
+
+
+def test_shim_takes_a_python_that_has_lsmpy(tmp_path: Path, bare: str) -> None:
+    program(Path(bare, "python3"), '[ "$1" = -c ] || printf "%s\\n" "$@"')
+    result = run(shim(tmp_path / "config_router.sh"), "-v", PATH=bare)
+    assert result.stdout.splitlines() == ["-m", "lsmpy.reconfig", "--replace", "-v"]
+
+
+# -- systemd -------------------------------------------------------------------------------------------------
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    """One unit; a key that stands twice is an error."""
+    parser = configparser.ConfigParser(delimiters="=", comment_prefixes="#", interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(path.read_text())
+    return parser
+
+
+def entry_points() -> set[str]:
+    """The programs that are installed."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    return {line.split("=")[0].strip() for line in lines if line}
+
+
+def test_there_is_a_unit_for_each_daemon() -> None:
+    assert {path.stem for path in UNITS} == set(CAPABILITIES)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_unit_starts_an_installed_program(path: Path) -> None:
+    started, *arguments = unit(path)["Service"]["ExecStart"].split()
+    assert started in entry_points()
+    said = run(Path(sys.executable).with_name(started), "--help").stdout
+    assert all(argument in said for argument in arguments)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_unit_has_the_capabilities_it_needs_and_no_more(path: Path) -> None:
+    service = unit(path)["Service"]
+    assert set(service["CapabilityBoundingSet"].split()) == CAPABILITIES[path.stem]
+    assert service["NoNewPrivileges"] == "yes"
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_unit_keeps_the_contract_for_daemons(path: Path) -> None:
+    sections = unit(path)
+    service = sections["Service"]
+    assert service["Restart"] == "on-failure"
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert sections["Install"]["WantedBy"] == "multi-user.target"
+    # What it writes is writable: state files, the lock.
+    assert service["ProtectSystem"] == "strict"
+    assert "/run" in service["ReadWritePaths"].split()
+
+
+def test_unit_of_the_router_leaves_it_what_it_writes() -> None:
+    service = unit(SCRIPTS / "systemd/lsmpy-reconfig.service")["Service"]
+    assert service["StateDirectory"] == "lsmpy"  # /var/lib/lsmpy, as memory.directory() reads it from the environment
+    assert service["KillMode"] == "mixed"
+    assert "ProtectKernelTunables" not in service  # it sets rp_filter
