@@ -1,0 +1,183 @@
+"""Each deliberate difference from the article, pinned by hand; README.md beside this file has the reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from lsmpy import changes, netfilter, plan, state
+from lsmpy.config import Family, Router
+from lsmpy.plan import Side
+from lsmpy.routing import Route, Rule
+
+README = Path(__file__).parent / "README.md"
+
+
+def side(router: Router, family: Family = 4, down: Iterable[str] = ()) -> Side:
+    made = plan.build(router, {i.name: state.judge("down" if i.name in down else None) for i in router.isps}, None)
+    return next(each for each in made.sides if each.family == family)
+
+
+def rules(made: Side, table: str, chain: str) -> list[str]:
+    """The rules of one chain without `-A CHAIN`."""
+    (found,) = (each for each in made.table(table).chains if each.name == chain)
+    return [rule.removeprefix(f"-A {chain} ") for rule in found.rules]
+
+
+def routes(made: Side, table: int) -> list[str]:
+    return [route.words().replace(f" table {table} proto 76", "") for route in made.routes if route.table == table]
+
+
+def test_own_chains(article: Router) -> None:
+    made = side(article)
+    for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"):
+        assert rules(made, "mangle", hook) == [f"-j LSMPY-{hook}"]
+    assert rules(made, "nat", "POSTROUTING") == ["-j LSMPY-POSTROUTING"]
+    assert rules(made, "mangle", "LSMPY-PREROUTING")[:2] == [
+        "-s 192.168.1.0/24 -d 192.168.2.0/24 -i eth0 -j RETURN",
+        "-s 192.168.2.0/24 -d 192.168.1.0/24 -i eth1 -j RETURN",
+    ]
+
+
+def test_mark_of_the_connection_first(article: Router) -> None:
+    before = rules(side(article), "mangle", "LSMPY-PREROUTING")
+    restore = before.index("-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff")
+    assert before[restore + 1 : restore + 3] == [
+        "-m mark ! --mark 0x0 -j RETURN",
+        "-m conntrack ! --ctstate NEW -j RETURN",
+    ]
+    assert all(before.index(rule) > restore + 2 for rule in before if "MARK-" in rule or "CHOOSE-" in rule)
+
+
+@pytest.mark.parametrize("lan", ["dev", "rnd"])
+def test_cascade(article: Router, lan: str) -> None:
+    assert rules(side(article), "mangle", f"CHOOSE-{lan}") == [
+        "-m statistic --mode nth --every 2 --packet 0 -g MARK-ISP1",
+        "-g MARK-ISP2",
+    ]
+    assert rules(side(article, down=["ISP1"]), "mangle", f"CHOOSE-{lan}") == ["-g MARK-ISP2"]
+    assert rules(side(article, down=["ISP2"]), "mangle", f"CHOOSE-{lan}") == ["-g MARK-ISP1"]
+
+
+def test_answers(article: Router) -> None:
+    made = side(article)
+    before = rules(made, "mangle", "LSMPY-PREROUTING")
+    assert before.index("-i eth2 -g MARK-ISP1") < before.index("-i eth3 -g MARK-ISP2")
+    assert rules(made, "mangle", "LSMPY-OUTPUT") == [
+        "-m connmark ! --mark 0x0 -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
+    ]
+
+
+def test_to_the_router(article: Router) -> None:
+    assert rules(side(article), "mangle", "LSMPY-PREROUTING")[-3:] == [
+        "-m addrtype --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN",
+        "-i eth0 -g CHOOSE-dev",
+        "-i eth1 -g CHOOSE-rnd",
+    ]
+
+
+@pytest.mark.parametrize("down", [(), ("ISP1",), ("ISP2",), ("ISP1", "ISP2")])
+def test_every_isp_keeps(article: Router, down: tuple[str, ...]) -> None:
+    made = side(article, down=down)
+    assert rules(made, "nat", "LSMPY-POSTROUTING") == [
+        "-o eth2 -j SNAT --to-source 1.1.1.1",
+        "-o eth3 -j SNAT --to-source 2.2.2.1",
+    ]
+    for name, mark in (("ISP1", "0x1"), ("ISP2", "0x2")):
+        assert rules(made, "mangle", f"MARK-{name}") == [
+            f"-j MARK --set-xmark {mark}/0xffffffff",
+            "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+        ]
+    assert "default via 1.1.1.2 dev eth2" in routes(made, 250)
+    assert "default via 2.2.2.2 dev eth3" in routes(made, 249)
+    assert {"fwmark 0x1", "fwmark 0x2"} <= {rule.selector for rule in made.rules}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_unreachable(article: Router, family: Family) -> None:
+    for table in (250, 249):
+        assert routes(side(article, family), table)[-1] == "unreachable default metric 4294967295"
+
+
+def test_main_first(article: Router) -> None:
+    made = side(article)
+    first = min(made.rules, key=lambda rule: rule.priority)
+    assert first.words() == "pref 20000 from all lookup 254 suppress_prefixlength 0 protocol 76"
+    assert not any("2.2.2." in route for route in routes(made, 250))
+    assert not any("1.1.1." in route for route in routes(made, 249))
+    assert rules(made, "mangle", "OUT-ISP1")[0] == (
+        "-m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark 0x1/0xffffffff"
+    )
+
+
+def test_bound_sockets(article: Router) -> None:
+    made = side(article)
+    assert [(rule.selector, rule.table) for rule in made.rules if rule.priority == 20001] == [
+        ("from 1.1.1.1", 250),
+        ("oif eth2", 250),
+        ("from 2.2.2.1", 249),
+        ("oif eth3", 249),
+    ]
+    assert {rule.priority for rule in made.rules if rule.selector.startswith("fwmark")} == {20002}
+
+
+def test_never_a_foreign_source(article: Router) -> None:
+    made = side(article)
+    assert rules(made, "mangle", "LSMPY-POSTROUTING") == ["-o eth2 -g OUT-ISP1", "-o eth3 -g OUT-ISP2"]
+    assert rules(made, "mangle", "OUT-ISP2")[1:] == [
+        "-m connmark --mark 0x0 -j CONNMARK --set-xmark 0x2/0xffffffff",
+        "-m connmark ! --mark 0x2 -j DROP",
+        "-s 2.2.2.1/32 -j RETURN",
+        "-m conntrack --ctstate INVALID -j DROP",
+        "-m conntrack ! --ctrepldst 2.2.2.1 --ctstatus CONFIRMED --ctdir ORIGINAL -j DROP",
+    ]
+
+
+def test_nothing_is_flushed(article: Router) -> None:
+    one, two = side(article), side(article, down=["ISP1"])
+    step = changes.between(one, two)
+    assert [table.name for table in step.tables] == ["mangle"]
+    assert step.add_text() == step.drop_text() == ""
+    locked = Side(
+        4, tuple(table.with_policies(dict.fromkeys(table.policies(), "DROP")) for table in one.tables), (), ()
+    )
+    for table in changes.between(locked, two).tables:
+        assert set(table.policies().values()) == {"DROP"}
+    assert "flush" not in changes.between(Side(4, (), (), ()), one).add_text()
+
+
+def test_none_up(article: Router) -> None:
+    assert side(article, down=["ISP1", "ISP2"]) == side(article)
+
+
+def test_reverse_path(article: Router) -> None:
+    made = plan.build(article, {isp.name: state.judge(None) for isp in article.isps}, None)
+    assert dict(made.sysctls) == {
+        f"net/ipv4/conf/{device}/{key}": value
+        for device in ("eth2", "eth3")
+        for key, value in (("rp_filter", "2"), ("src_valid_mark", "1"))
+    }
+
+
+def test_numbers(article: Router) -> None:
+    made = side(article)
+    assert {route.table for route in made.routes} == {250, 249}
+    items: list[Route | Rule] = [*made.routes, *made.rules]
+    assert {each.protocol for each in items} == {76}
+    assert all(re.search(r" (table|lookup) \d+", each.words()) for each in items)
+
+
+def test_ipv6(article: Router) -> None:
+    six = side(article, 6)
+    assert six.table("nat") == netfilter.table("nat")
+    assert rules(six, "mangle", "CHOOSE-dev") == rules(side(article), "mangle", "CHOOSE-dev")
+    assert rules(six, "mangle", "OUT-ISP1") == rules(side(article), "mangle", "OUT-ISP1")[:3]
+
+
+def test_every_difference_is_in_the_readme_and_has_its_test() -> None:
+    named = set(re.findall(r"^\|[^|]+\| `(\w+)` \|", README.read_text(), re.MULTILINE))
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert named == tests - {"every_difference_is_in_the_readme_and_has_its_test"}
