@@ -43,7 +43,6 @@ def test_quick_run_with_a_script_in_the_articles_form(tmp_path: Path) -> None:
     seed = tmp_path / "article.txt"
     seed.write_text(f"#!/bin/bash\n\n# using associative arrays\n{COMMANDS}\nThis is just a skeleton\n")
     environment = {**os.environ, "LSMPY_SEED": str(seed)}
-    argv = [BENCH, "--quick", "--json"]
     done = subprocess.run([BENCH, "--quick", "--json"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
