@@ -114,7 +114,7 @@ def _write(name: str, text: str) -> None:
 def _read(name: str) -> str | None:
     path = directory() / name
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
