@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ PURE = ("verdict", "plan", "shares", "netfilter", "routing", "changes", "script"
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports anywhere, `lsmpy.x` for our own."""
     found: set[str] = set()
