@@ -169,11 +169,13 @@ class Station:
         self.router = config.load(self.config)
         self._watcher: subprocess.Popen[bytes] | None = None
         ports = [item.interface for item in (*self.router.isps, *self.router.lans)]
-        command.run("ip", "netns", "add", node)
-        cables = [f"link add {port} netns {node} type veth peer name far-{port} netns {node}\n" for port in ports]
-        command.run("ip", "-batch", "-", stdin="".join(cables))
-        script = twin.batch(f"link set far-{port} up" for port in ports) + twin.Twin(self.router).router_script(None)
-        command.run(*self._inside, "sh", "-e", "-s", stdin=script)
+        # All cables end in one other namespace: what is not the router's must not be in what it looks at.
+        lines = [f"netns add {node}", f"netns add {node}-far"]
+        lines += [f"link add {port} netns {node} type veth peer name {port} netns {node}-far" for port in ports]
+        command.run("ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines))
+        ups = "".join(f"link set {port} up\n" for port in ports)
+        command.run("nsenter", f"--net={sandbox.NETNS / node}-far", "ip", "-batch", "-", stdin=ups)
+        command.run(*self._inside, "sh", "-e", "-s", stdin=twin.Twin(self.router).router_script(None))
         argv = [*self._inside, sys.executable, __file__, "--worker", str(self.place)]
         self._worker = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -210,7 +212,7 @@ class Station:
             self._watcher.terminate()
             self._watcher.wait()
         self._worker.communicate()
-        command.run("ip", "netns", "delete", self.node)
+        command.run("ip", "-batch", "-", stdin=f"netns delete {self.node}\nnetns delete {self.node}-far\n")
         shutil.rmtree(self.place)
 
     def __enter__(self) -> Self:
