@@ -14,17 +14,7 @@ MAIN = 254
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
 UNICAST, UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
-# By the names that `ip` takes, for those that somebody else may have put into our tables.
-_KINDS = {
-    "2": "local",
-    "3": "broadcast",
-    "4": "anycast",
-    "5": "multicast",
-    "6": "blackhole",
-    UNREACHABLE: "unreachable",
-    "8": "prohibit",
-    "9": "throw",
-}
+_KINDS = {UNREACHABLE: "unreachable"}
 
 
 _NAMES = {"target": "dst", "kind": "type", "device": "dev", "source": "prefsrc"}
