@@ -298,7 +298,7 @@ def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list
     settings = _to_set(wanted)
     if not any(steps) and not settings:
         return wanted, False
-    old_settings = _present_sysctls(wanted)
+    old_settings = _present_sysctls(wanted) if settings else {}
     try:
         refused = _refused_isps(scene.router, kernel.add(steps), warnings)
         if refused:

@@ -23,11 +23,23 @@ _OTHER = {"nft": "legacy", "legacy": "nft"}
 _LOCK_WAIT = ("-w", "10")
 _GONE = ("No such process", "No such file or directory", "Cannot find device", "FIB table does not exist")
 _CAP_NET_ADMIN = 12
-_ASK_IP = r"link show\naddress show\nroute show table all\nrule show\n"
+_ASK_LINKS = "ip -json address show"
+_ASK_ROUTING = r"route show table all\nrule show\n"
 _MARK = "=="
 _INTERFACES = msgspec.json.Decoder(list[dict[str, Any]])
 _RULES = msgspec.json.Decoder(list[dict[str, Any]])
 _ROUTES = msgspec.json.Decoder(list[Route], strict=False)
+_BOOT = 3  # RTPROT_BOOT, made by hand; `ip` does not print it
+# Types of routes (rtnetlink(7), rtm_type) that only others put into our tables: `ip -N` prints numbers and takes names.
+_KINDS = {
+    "2": "local",
+    "3": "broadcast",
+    "4": "anycast",
+    "5": "multicast",
+    "6": "blackhole",
+    "8": "prohibit",
+    "9": "throw",
+}
 _Item = TypeVar("_Item", Route, Rule)
 
 
@@ -121,10 +133,7 @@ def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
 
 def read_links() -> dict[str, Link]:
     """The interfaces of this network namespace; needs no root."""
-    links: dict[str, Link] = {}
-    said = _INTERFACES.decode(command.run("ip", "-json", "address", "show"))
-    _add_links(links, said, said)
-    return links
+    return _links(command.run(*_ASK_LINKS.split()))
 
 
 def read(
@@ -138,23 +147,21 @@ def read(
         tables: which netfilter tables.
         owned: the routing tables that are ours whole, whoever wrote into them.
     """
-    asking = [backend.save(family) for family in families]
-    asking += [f"printf '{_ASK_IP}' | ip -{family} -N -json -batch -" for family in families]
+    asking = [_ASK_LINKS, *(backend.save(family) for family in families)]
+    asking += [f"printf '{_ASK_ROUTING}' | ip -{family} -N -json -batch -" for family in families]
     # One shell asks all: to start a program from Python costs several times what it costs from a shell.
-    answers = command.run("sh", "-c", "set -e\n" + f"\necho {_MARK}\n".join(asking)).split(f"{_MARK}\n")
-    links: dict[str, Link] = {}
+    said_links, *answers = command.run("sh", "-c", "set -e\n" + f"\necho {_MARK}\n".join(asking)).split(f"{_MARK}\n")
     sides: dict[Family, Side] = {}
     for family, saved, said in zip(families, answers, answers[len(families) :], strict=False):
         known = netfilter.parse(saved, backend.save(family))
-        interfaces, addresses, routes, rules = _arrays(said, 4)
-        _add_links(links, _INTERFACES.decode(interfaces), _INTERFACES.decode(addresses))
+        routes, rules = _arrays(said, 2)
         sides[family] = Side(
             family=family,
             tables=tuple(known[name] for name in tables if name in known),
-            routes=tuple(_ours(_ROUTES.decode(routes), owned)),
+            routes=tuple(map(_spelled_out, _ours(_ROUTES.decode(routes), owned))),
             rules=tuple(_ours(map(routing.read_rule, _RULES.decode(rules)), owned)),
         )
-    return links, sides
+    return _links(said_links), sides
 
 
 def read_sysctl(key: str) -> str | None:
@@ -274,14 +281,16 @@ def _ours(items: Iterable[_Item], owned: Collection[int]) -> Iterable[_Item]:
     return (item for item in items if item.protocol == routing.PROTOCOL or item.table in owned)
 
 
-def _add_links(links: dict[str, Link], interfaces: list[dict[str, Any]], addresses: list[dict[str, Any]]) -> None:
-    """Every interface, with the addresses of one more family."""
-    found = {item["ifname"]: routing.read_link(item) for item in addresses if "ifname" in item}
-    for item in interfaces:
-        if "ifname" in item:
-            link, more = routing.read_link(item), found.get(item["ifname"])
-            before = links.get(item["ifname"], link).addresses
-            links[item["ifname"]] = Link(link.up, link.carrier, before | (more.addresses if more else frozenset()))
+def _spelled_out(route: Route) -> Route:
+    """Somebody else's route in words that `ip` takes: a single line that it does not take ends a whole batch."""
+    if route.protocol == routing.PROTOCOL:
+        return route
+    kind, protocol = _KINDS.get(route.kind, route.kind), route.protocol or _BOOT
+    return msgspec.structs.replace(route, kind=kind, protocol=protocol)
+
+
+def _links(said: str) -> dict[str, Link]:
+    return {item["ifname"]: routing.read_link(item) for item in _INTERFACES.decode(said) if "ifname" in item}
 
 
 def _failures(process: Running) -> list[tuple[int, str]]:

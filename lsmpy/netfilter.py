@@ -98,26 +98,26 @@ def parse(text: str, source: str) -> dict[str, Table]:
     Raises:
         ConfigError: with every line that is not of that format.
     """
-    chains: dict[str, dict[str, Chain]] = {}
+    drafts: dict[str, _Draft] = {}
     errors: list[str] = []
-    current = ""
+    current: _Draft | None = None
     for number, raw in enumerate(text.splitlines(), 1):
-        line = re.sub(r"^\[\d+:\d+\] ", "", raw.strip())
+        line = raw.strip()
+        if line.startswith("["):
+            line = re.sub(r"^\[\d+:\d+\] ", "", line)  # counters, with iptables-save -c
         if not line or line.startswith("#") or line == "COMMIT":
             continue
         problem = ""
         if line.startswith("*"):
-            current = line[1:].strip()
-            if current not in BUILTIN:
-                problem, current = f"there is no table {current!r}; there are {', '.join(BUILTIN)}", ""
-            else:
-                chains.setdefault(current, {})
-        elif not current:
+            name = line[1:].strip()
+            current = drafts.setdefault(name, _Draft(name, {}, {})) if name in BUILTIN else None
+            problem = "" if current else f"there is no table {name!r}; there are {', '.join(BUILTIN)}"
+        elif current is None:
             problem = "stands before any *table line"
         elif line.startswith(":"):
-            problem = _declare(chains[current], current, line)
-        elif match := re.match(r"-A (\S+)( .*)?$", line):
-            problem = _append(chains[current], current, match[1], line)
+            problem = current.declare(line)
+        elif line.startswith("-A "):
+            problem = current.append(line)
         else:
             problem = (
                 f"{line.split()[0]!r} is not of iptables-save's format; only *table, :CHAIN, -A and COMMIT lines are"
@@ -126,28 +126,38 @@ def parse(text: str, source: str) -> dict[str, Table]:
             errors.append(f"{source}:{number}: {problem}")
     if errors:
         raise ConfigError("\n".join(errors))
-    return {name: table(name, found.values()) for name, found in chains.items()}
+    return {name: draft.table() for name, draft in drafts.items()}
 
 
-def _declare(chains: dict[str, Chain], table_name: str, line: str) -> str:
-    words = line[1:].split()
-    name, policy = words[0] if words else "", words[1] if len(words) > 1 else "-"
-    if not name:
-        return "a chain needs a name"
-    builtin = name in BUILTIN[table_name]
-    if builtin and policy not in ("ACCEPT", "DROP", "-"):
-        return f"the policy of {name} must be ACCEPT, DROP or - (as it is), not {policy!r}"
-    old = chains.get(name, Chain(name))
-    chains[name] = Chain(name, (policy if builtin and policy != "-" else None) or old.policy, old.rules)
-    return ""
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A table that is being read; its methods return what is wrong with a line, or an empty string."""
 
+    name: str
+    policies: dict[str, str | None]
+    rules: dict[str, list[str]]
 
-def _append(chains: dict[str, Chain], table_name: str, name: str, line: str) -> str:
-    if name not in chains and name not in BUILTIN[table_name]:
-        return f"the chain {name} is not declared; put a line ':{name} -' before it"
-    old = chains.get(name, Chain(name))
-    chains[name] = Chain(name, old.policy, (*old.rules, line))
-    return ""
+    def declare(self, line: str) -> str:
+        words = line[1:].split()
+        if not words:
+            return "a chain needs a name"
+        chain, policy = words[0], words[1] if len(words) > 1 else "-"
+        self.rules.setdefault(chain, [])
+        if chain in BUILTIN[self.name] and policy != "-":
+            if policy not in ("ACCEPT", "DROP"):
+                return f"the policy of {chain} must be ACCEPT, DROP or - (as it is), not {policy!r}"
+            self.policies[chain] = policy
+        return ""
+
+    def append(self, line: str) -> str:
+        chain = line.split(None, 2)[1]
+        if chain not in self.rules and chain not in BUILTIN[self.name]:
+            return f"the chain {chain} is not declared; put a line ':{chain} -' before it"
+        self.rules.setdefault(chain, []).append(line)
+        return ""
+
+    def table(self) -> Table:
+        return table(self.name, (Chain(c, self.policies.get(c), tuple(rules)) for c, rules in self.rules.items()))
 
 
 def _chain_name(chain: Chain) -> str:

@@ -162,7 +162,8 @@ def _candidates(isps: list[Isp], present: set[str], up: set[str]) -> list[Isp]:
     """The ISPs of the best tier that has one up; with none up at all, as if every one that is there were up."""
     usable = [isp for isp in isps if isp.name in present & up]
     usable = usable or [isp for isp in isps if isp.name in present] or isps
-    return [isp for isp in usable if isp.tier == min(each.tier for each in usable)]
+    best = min((isp.tier for isp in usable), default=1)
+    return [isp for isp in usable if isp.tier == best]
 
 
 def _chooser(balance: str, chain: str, candidates: list[Isp]) -> tuple[str, ...]:
