@@ -285,7 +285,7 @@ def tables(saved: str) -> list[str]:
             found[-1][1].append(re.sub(r" \[\d+:\d+\]$", "", line))
     ordered = []
     for name, lines in sorted(found):
-        empty = all(line.endswith(" ACCEPT") for line in lines)  # as good as not there
+        empty = all(line.startswith(":") and line.endswith(" ACCEPT") for line in lines)  # as good as not there
         chains = sorted(line for line in lines if line.startswith(":"))
         rules = [line for line in lines if line.startswith("-")]
         ordered += [] if empty else [name, *chains, *sorted(rules, key=lambda rule: rule.split()[1])]
