@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from math import gcd
 
 MAX_SLOTS = 128  # one rule a slot of the cascade; more would only slow down new connections
@@ -12,16 +13,18 @@ WINDOW = 100  # connections over which shares are promised to be exact to one
 def slots(weights: Sequence[int]) -> tuple[int, ...]:
     """Who gets each connection of one round, as places in `weights`.
 
-    Over any `WINDOW` consecutive connections each gets its share, rounded up or down. With two weights an evenly
-    spread round of the weights' reduced sum always does that; with more it may be impossible, and then the
-    round has `WINDOW` slots, dealt out by largest remainder: a window is then one whole round.
+    Over any `WINDOW` consecutive connections each gets its share ± 1. With two weights an evenly spread round of the
+    weights' reduced sum always does that; with more it may be impossible, and then the round has `WINDOW` slots, so
+    that a window is one whole round. Where not even that is possible, because the shares of several are below one,
+    those of the same weight take turns in slots that are spread as if they were one; beyond six ISPs one may then be
+    off by 2.
     """
     reduced = reduce(weights)
     spread = _spread(reduced)
     if _is_exact(spread, reduced):
         return spread
     parts = _apportion(reduced, WINDOW)
-    return _spread(parts) if min(parts) else spread  # nobody goes without
+    return _spread(parts) if parts else _spread_in_groups(reduced)
 
 
 def reduce(weights: Sequence[int]) -> list[int]:
@@ -63,10 +66,19 @@ def _is_exact(order: Sequence[int], weights: Sequence[int]) -> bool:
 
 
 def _apportion(weights: Sequence[int], seats: int) -> list[int]:
-    """`seats` divided by largest remainder (Hamilton's method)."""
+    """`seats` divided by largest remainder (Hamilton's method), at least one each; empty if not all are then ± 1."""
     total = sum(weights)
-    parts = [weight * seats // total for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (-(weights[i] * seats % total), i))
-    for place in by_remainder[: seats - sum(parts)]:
-        parts[place] += 1
-    return parts
+    parts = [max(1, -((total - weight * seats) // total)) for weight in weights]  # at least the share less one
+    while sum(parts) < seats:
+        lacks = [weight * seats - part * total for weight, part in zip(weights, parts, strict=True)]
+        parts[lacks.index(max(lacks))] += 1
+    return parts if sum(parts) == seats else []
+
+
+def _spread_in_groups(weights: Sequence[int]) -> tuple[int, ...]:
+    """One round in which those of the same weight take turns in slots that are spread as if they were one."""
+    groups: dict[int, list[int]] = {}
+    for place, weight in enumerate(weights):
+        groups.setdefault(weight, []).append(place)
+    turns = [cycle(places) for places in groups.values()]
+    return tuple(next(turns[group]) for group in _spread([weight * len(each) for weight, each in groups.items()]))

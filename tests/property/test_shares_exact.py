@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import product
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lsmpy import shares
@@ -32,6 +32,8 @@ def furthest(order: tuple[int, ...], place: int, weights: list[int]) -> Fraction
 
 
 @given(accepted())
+@example([19, 33, 74, 1, 1])  # two whose shares are below one
+@example([123, 1, 1, 1, 1, 1])  # more of them than a round of a hundred has room for
 def test_any_hundred_connections_are_exact_to_one(weights: list[int]) -> None:
     order = shares.slots(weights)
     assert all(furthest(order, place, weights) <= 1 for place in range(len(weights)))

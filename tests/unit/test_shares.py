@@ -21,9 +21,16 @@ def test_five_three_two_is_spread_out() -> None:
     assert all(one != two for one, two in pairwise(order) if one != 0)
 
 
-def test_where_no_even_round_is_exact_it_is_a_hundred_long() -> None:
-    assert len(shares.slots([61, 41, 17])) in (shares.WINDOW, 119)
-    assert shares.slots([100, 1, 1]).count(1) == 1
+def test_where_no_even_round_is_exact_it_is_a_hundred_long_and_nobody_goes_without() -> None:
+    order = shares.slots([19, 33, 74, 1, 1])
+    assert [order.count(place) for place in range(5)] == [15, 25, 58, 1, 1]
+
+
+def test_many_small_ones_take_turns_in_slots_that_are_spread() -> None:
+    order = shares.slots([123, 1, 1, 1, 1, 1])
+    places = [slot for slot, place in enumerate(order) if place]
+    assert [order[slot] for slot in places] == [1, 2, 3, 4, 5]
+    assert all(25 <= two - one <= 26 for one, two in pairwise(places))
 
 
 @pytest.mark.parametrize(
