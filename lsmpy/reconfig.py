@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     router = config.load(options.config)
     directory = options.state_dir or Path(router.state_dir)
     if options.dry_run:
-        print(script.render(_dry_plan(router, directory)), end="")
+        print(script.render(_dry_plan(router, directory), _infix(router)), end="")
         return 0
     if options.diff:
         text = apply.difference(router, directory)
@@ -79,6 +79,14 @@ def _dry_plan(router: Router, directory: Path) -> plan.Plan:
     # On another machine than the router all interfaces are taken for granted.
     here = any(item.interface in links for item in (*router.isps, *router.lans))
     return plan.build(router, states, links if here else None, extra)
+
+
+def _infix(router: Router) -> str:
+    """What the script calls the chosen iptables, also where it is not installed."""
+    try:
+        return kernel.find_backend(router.options.iptables).infix
+    except LsmpyError:
+        return "" if router.options.iptables == "auto" else f"-{router.options.iptables}"
 
 
 def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] | None = None) -> frozenset[str]:

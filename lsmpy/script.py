@@ -35,43 +35,53 @@ only_rules() {
         done | ip "$1" -force -batch -
 }
 
-# Removes from the routing table $2 what leads elsewhere than the targets on standard input.
+# Removes from the routing table $2 what has another target or metric than those on standard input.
 only_routes() {
     wanted=$(cat)
-    ip "$1" -N route show table "$2" | sed -E 's/ (linkdown|dead|pref [a-z]+)//g; s/ *$//' |
+    ip "$1" -N route show table "$2" | sed -E 's/ (linkdown|dead|pref [a-z]+|error -?[0-9]+)//g; s/ *$//' |
         while read -r route; do
-            target=${route#7 }
-            printf '%s\n' "$wanted" | grep -qxF -- "${target%% *}" || echo "route del $route table $2"
-        done | ip "$1" -force -batch -
+            target=${route#[0-9] }
+            case $route in
+            *' metric '*) metric=${route##* metric } ;;
+            *) metric=0 ;;
+            esac
+            printf '%s\n' "$wanted" | grep -qxF -- "${target%% *} ${metric%% *}" || echo "route del $route table $2"
+        done | sed -E 's/^(route del )2 /\1local /; s/^(route del )6 /\1blackhole /; s/^(route del )7 /\1unreachable /
+            s/^(route del )8 /\1prohibit /; s/^(route del )9 /\1throw /' | ip "$1" -force -batch -
 }
 
 """
 
 
-def render(plan: Plan) -> str:
-    """The whole script; it needs nothing but sh, sed, grep, ip and iptables."""
+def render(plan: Plan, infix: str = "") -> str:
+    """The whole script; it needs nothing but sh, sed, grep, ip and iptables.
+
+    Args:
+        plan: what it shall build.
+        infix: what the programs of the chosen iptables have in their names, `-legacy` or `-nft`.
+    """
     header = _HEADER.replace("@SUMMARY@", plan.summary or "no ISP").replace("@PROTOCOL@", str(PROTOCOL))
     parts = [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
-    parts += [_table(side, table) for side in plan.sides for table in side.tables]
+    parts += [_table(side, table, infix) for side in plan.sides for table in side.tables]
     parts += [f"echo {value} >/proc/sys/{key} || true\n" for key, value in plan.sysctls]
     parts += [part for side in plan.sides for part in _stale(side)]
     return header + "\n".join(parts)
 
 
-def _table(side: Side, table: Table) -> str:
+def _table(side: Side, table: Table, infix: str) -> str:
     text = netfilter.render([table])
     for chain in table.chains:
         if chain.name in BUILTIN[table.name] and chain.policy is None:
             text = text.replace(f":{chain.name} ACCEPT [0:0]", f":{chain.name} KEEP [0:0]", 1)
-    return _input(f"load {_TOOLS[side.family]} {table.name}", text)
+    return _input(f"load {_TOOLS[side.family]}{infix} {table.name}", text)
 
 
 def _stale(side: Side) -> Iterable[str]:
     numbers = sorted({route.table for route in side.routes})
     yield _input(f"only_rules -{side.family} '{'|'.join(map(str, numbers))}'", _lines(_printed_rules(side)))
     for number in numbers:
-        targets = sorted({route.target for route in side.routes if route.table == number})
-        yield _input(f"only_routes -{side.family} {number}", _lines(targets))
+        keys = sorted({f"{route.target} {route.metric}" for route in side.routes if route.table == number})
+        yield _input(f"only_routes -{side.family} {number}", _lines(keys))
 
 
 def _printed_rules(side: Side) -> Iterable[str]:
