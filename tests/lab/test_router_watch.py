@@ -1,0 +1,233 @@
+"""`lsmpy-reconfig --watch`: whatever becomes of the state files, the last state wins, and soon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lsmpy.lab import wait_until
+from tests.lab.router_kit import Rig, Watcher, configuration, rig
+
+pytestmark = pytest.mark.lab
+
+UP, DOWN = "up ISP1 ISP2", "up ISP1, down ISP2"
+
+
+def await_verdict(watcher: Watcher, text: str, deadline_s: float = 5.0) -> None:
+    wait_until(
+        lambda: watcher.rebuilds and watcher.rebuilds[-1].rstrip().partition(": ")[2].startswith(text),
+        what=f"{text!r} after {watcher.rebuilds[-1:]}",
+        deadline_s=deadline_s,
+    )
+
+
+def is_down(router: Rig) -> bool:
+    return "MARK-ISP2" not in "".join(line for line in router.dump() if line.startswith("-A CHOOSE-"))
+
+
+def write_like_vim(file: Path, text: str) -> None:
+    """As vim does with backups: the old file aside, a new one in its place, the old one away."""
+    backup = file.with_name(file.name + "~")
+    if file.exists():
+        file.rename(backup)
+    file.write_text(text)
+    backup.unlink(missing_ok=True)
+
+
+def rename_over(file: Path, text: str) -> None:
+    other = file.with_name(".new")
+    other.write_text(text)
+    other.replace(file)
+
+
+def move_in(file: Path, text: str) -> None:
+    other = file.parent.parent / "elsewhere"
+    other.write_text(text)
+    other.replace(file)
+
+
+def append_slowly(file: Path, text: str) -> None:
+    """As `echo > FILE` half-way: an empty file first."""
+    with file.open("w") as opened:
+        time.sleep(0.03)
+        opened.write(text)
+
+
+def hard_link(file: Path, text: str) -> None:
+    other = file.with_name("other")
+    other.write_text(text)
+    file.unlink(missing_ok=True)
+    os.link(other, file)
+    other.unlink()
+
+
+WRITERS: list[Callable[[Path, str], object]] = [
+    Path.write_text,
+    write_like_vim,
+    rename_over,
+    move_in,
+    append_slowly,
+    hard_link,
+]
+
+
+def test_every_way_of_writing_a_file_is_seen(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        file = router.states / "ISP2_state"
+        for write in WRITERS:
+            write(file, "down\n")
+            await_verdict(watcher, DOWN)
+            assert is_down(router)
+            write(file, "up\n")
+            await_verdict(watcher, UP)
+            write(file, "down\n")
+            await_verdict(watcher, DOWN)
+            file.unlink()
+            await_verdict(watcher, UP)
+            assert not is_down(router)
+        assert router.idle()
+
+
+def test_the_force_file_wins(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        force = router.states / "ISP2_force"
+        force.write_text("down\n")
+        await_verdict(watcher, "up ISP1, down ISP2 (forced)")
+        router.say("ISP2", "up")
+        force.write_text("up\n")
+        await_verdict(watcher, UP)
+        router.say("ISP2", "down")
+        router.say("ISP1", "down")
+        await_verdict(watcher, "up ISP2, down ISP1")
+        force.unlink()
+        router.say("ISP1", "up")
+        await_verdict(watcher, DOWN)
+
+
+def test_a_directory_that_goes_and_comes_is_followed(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        router.say("ISP2", "down")
+        await_verdict(watcher, DOWN)
+        for _ in range(2):
+            (router.states / "ISP2_state").rename(tmp_path / "kept-aside")
+            await_verdict(watcher, UP)
+            router.states.rmdir()
+            seen = watcher.await_line("is gone; the router stays as it is")
+            watcher.lines[:seen] = []
+            router.states.mkdir()
+            (tmp_path / "kept-aside").rename(router.states / "ISP2_state")
+            await_verdict(watcher, DOWN)
+        # Renamed away with all that is in it, it says nothing any more.
+        router.states.rename(tmp_path / "other")
+        watcher.await_line("is gone; the router stays as it is")
+        assert is_down(router)
+        router.states.mkdir()
+        await_verdict(watcher, UP)
+
+
+def test_a_hundred_changes_in_a_second_are_few_rebuilds_and_the_last_wins(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        for last, verdict in (("down", DOWN), ("up", UP)):
+            before = len(watcher.rebuilds)
+            began = time.monotonic()
+            for number in range(100):
+                wait_until(lambda: time.monotonic() > began + number / 100, what="its moment")  # noqa: B023
+                router.say("ISP2", last if number % 2 else "up")
+            router.say("ISP2", last)
+            await_verdict(watcher, verdict)
+            assert router.idle()
+            assert len(watcher.rebuilds) - before <= 15
+
+
+def test_what_changes_during_a_rebuild_is_not_lost(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+
+        def looks() -> int:
+            return sum("iptables-save" in line for line in list(watcher.lines))
+
+        for _ in range(5):
+            for first, last, verdict in (("down", "up", UP), ("up", "down", DOWN)):
+                before = looks()
+                router.say("ISP2", first)
+                wait_until(lambda: looks() > before, what="a rebuild to begin")  # noqa: B023
+                router.say("ISP2", last)
+                await_verdict(watcher, verdict)
+                assert is_down(router) == (last == "down")
+                router.say("ISP2", last)
+
+
+@pytest.mark.long
+def test_events_that_the_kernel_had_to_drop_lose_no_state(tmp_path: Path, long: bool) -> None:
+    """The daemon is stopped while more happens than its queue holds.
+
+    When everything that was queued is about other files, its slow tick finds the change: that takes half a minute.
+    """
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        os.kill(watcher.running.pid, signal.SIGSTOP)
+        try:
+            for number in range(limit // 2 + 500):
+                if long:
+                    (router.states / f"other{number % 2}").touch()
+                    (router.states / f"other{number % 2}").unlink()
+                else:
+                    (router.states / "ISP2_state").write_text("up\n" if number % 2 else "strange\n")
+            router.say("ISP2", "down")
+        finally:
+            os.kill(watcher.running.pid, signal.SIGCONT)
+        await_verdict(watcher, DOWN, 40)
+        router.say("ISP2", "up")
+        await_verdict(watcher, UP)
+
+
+def test_a_hangup_reads_the_configuration_again_and_refuses_a_bad_one(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        before = router.dump()
+        router.configure(configuration() + "\n[nonsense]\n")
+        os.kill(watcher.running.pid, signal.SIGHUP)
+        watcher.await_line("the new configuration is refused and the old one kept")
+        router.say("ISP2", "down")
+        await_verdict(watcher, DOWN)
+        router.say("ISP2", "up")
+        await_verdict(watcher, UP)
+        assert router.dump() == before
+        router.configure(configuration((3, 1)))
+        os.kill(watcher.running.pid, signal.SIGHUP)
+        watcher.await_line("configuration read again")
+        wait_until(lambda: any("--every 4 " in line for line in router.dump()), what="the new weights")
+        wait_until(router.idle, what="the router to be as the new configuration says")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("busy", [False, True])
+def test_it_ends_within_a_second_with_status_0(tmp_path: Path, busy: bool, number: signal.Signals) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        if busy:
+            router.say("ISP2", "down")
+        os.kill(watcher.running.pid, number)
+        took_s = wait_until(lambda: not watcher.running.alive, what="its end")
+        assert took_s < 1
+        watcher.running.wait()  # raises at any other status
+        assert router.rebuild() is not None
+
+
+def test_a_first_rebuild_that_fails_ends_it_and_a_later_one_does_not(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.shell("iptables -A FORWARD -s 10.1.2.3 -j ACCEPT\n")
+        result = router.reconfig("--watch")
+        assert result.status == 1
+        assert "iptables holds 1 rules" in result.err
+        router.shell("iptables -F FORWARD\n")
+        with router.watching() as watcher:
+            router.shell("iptables-legacy -t nat -A POSTROUTING -j ACCEPT\n")
+            router.say("ISP2", "down")
+            watcher.await_line("error: ")
+            assert not any(DOWN in line for line in watcher.rebuilds)
+            router.shell("iptables-legacy -t nat -F\n")
+            router.say("ISP1", "up")
+            await_verdict(watcher, DOWN, 10)
