@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import time
 from pathlib import Path
 
 import pytest
 
-from lsmpy import flows
-from lsmpy.config import FAMILIES
+from lsmpy import apply, flows
 from lsmpy.lab import ROUTER, wait_until
+from lsmpy.config import FAMILIES
 from tests.lab.router_kit import Rig, configuration, rig
 
 pytestmark = pytest.mark.lab
@@ -83,6 +84,24 @@ def test_ten_at_once_are_one_after_another(tmp_path: Path, backend: str) -> None
             each.wait()
         assert router.dump() == right
         serves(router, ISPS)
+
+
+def test_the_one_that_had_to_wait_builds_the_newest_state(tmp_path: Path) -> None:
+    """It looks at the world only when its turn has come; we are the rebuild that it waits for."""
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.rebuild()
+        before = router.dump()
+        router.say("ISP1", "down")
+        with apply.LOCK_PATH.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            running = router.lab.start(ROUTER, router.argv())
+            wait_until(lambda: "-> FLOCK" in Path("/proc/locks").read_text(), what="it to wait for its turn")
+            router.say("ISP1", "up")
+            router.say("ISP2", "down")
+            assert router.dump() == before
+        running.wait()
+        assert router.idle()
+        assert "-A CHOOSE-dev -g MARK-ISP1" in router.dump()
 
 
 @pytest.mark.parametrize(("backend", "what"), [("nft", list(VANDALISM)), ("legacy", list(VANDALISM)[:5])])
