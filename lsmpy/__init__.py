@@ -10,3 +10,9 @@ class LsmpyError(Exception):
     """
 
     exit_status = 1
+
+
+class ConfigError(LsmpyError):
+    """Every mistake of one configuration, a line each, `FILE:LINE: KEY: …`."""
+
+    exit_status = 2

@@ -5,31 +5,23 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsmpy import LsmpyError, changes, kernel, memory, netfilter, plan, state
+from lsmpy import ConfigError, LsmpyError, changes, guard, kernel, marking, memory, netfilter, plan, state
 from lsmpy.changes import Changes
-from lsmpy.config import ConfigError, Family, Router
 from lsmpy.kernel import Backend, KernelError, Refusal
-from lsmpy.netfilter import Chain, Table
+from lsmpy.model import Family, Router
+from lsmpy.netfilter import Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import PROTOCOL, Link, Route
+from lsmpy.routing import Link, Route
 
 log = logging.getLogger(__name__)
 
 LOCK_PATH = Path("/run/lsmpy.lock")
-_SHOWN_RULES = 20
-_OUR_CHAIN = re.compile(r"(LSMPY|MARK|OUT|CHOOSE)-")
-_TAG = f"{plan.PREFIX}PREROUTING"
 _FORWARDING: Mapping[Family, str] = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-
-
-class GuardError(LsmpyError):
-    """The guard of `flush = "all"`: a rebuild would throw away rules that nobody gave up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +75,12 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         wanted = scene.plan()
         steps = scene.steps(wanted)
         warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
-        if _is_first(scene.live):
-            _guard(scene, wanted, replace)
+        own = marking.own_chains(router)
+        if guard.is_first(scene.live):
+            guard.guard(scene.live, wanted, own, replace)
             memory.save_before(scene.live, _present_sysctls(wanted))
         else:
-            warnings += _removed(scene, wanted, steps)
+            warnings += guard.removed(scene.live, wanted, own, steps)
         done, changed = _carry_out(scene, wanted, steps, warnings)
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
         return Outcome(done, changed, (*warnings, *_not_forwarding(router)))
@@ -121,15 +114,16 @@ def clear(router: Router) -> None:
     kernel.require_privilege()
     with _lock():
         scene = _look(router, None)
-        kept = memory.load_before(router.families)
-        before, sysctls = kept or ({}, {})
+        before, sysctls = memory.load_before(router.families) or ({}, {})
         steps = []
         for family, live in scene.live.items():
-            side = before.get(family)
-            tables = [
-                _before_table(side, live.table(name), bool(kept)) for name in _table_names(scene.extra.get(family, {}))
-            ]
-            want = Side(family, tuple(tables), side.routes if side else (), side.rules if side else ())
+            present = [live.table(name) for name in _table_names(scene.extra.get(family, {}))]
+            if side := before.get(family):
+                tables = [side.table(table.name).with_policies({}) for table in present]
+                want = Side(family, tuple(tables), side.routes, side.rules)
+            else:
+                own = marking.own_chains(router)
+                want = Side(family, tuple(guard.without_ours(table, own) for table in present), (), ())
             steps.append(changes.between(live, want))
         _undoing(scene, steps, sysctls)
         memory.forget_before()
@@ -182,7 +176,7 @@ def rule_files(router: Router, family: Family) -> dict[str, Table]:
             errors.append(str(error))
             continue
         for name, table in tables.items():
-            taken = [chain.name for chain in table.chains if _OUR_CHAIN.match(chain.name)]
+            taken = [chain.name for chain in table.chains if chain.name in marking.own_chains(router)]
             errors += [f"{path}:1: the chain {chain} is lsmpy's; give yours another name" for chain in taken]
             merged[name] = netfilter.merge(merged.get(name, netfilter.table(name)), table)
     if errors:
@@ -215,79 +209,6 @@ def _not_forwarding(router: Router) -> list[str]:
         for family in router.families
         if kernel.read_sysctl(_FORWARDING[family]) == "0"
     ]
-
-
-# -- the guard -----------------------------------------------------------------------------------------------
-
-
-def _is_first(live: Mapping[Family, Side]) -> bool:
-    """Whether the kernel holds nothing of ours."""
-    tagged = any(side.table("mangle").has(_TAG) for side in live.values())
-    return not tagged and not any(rule.protocol == PROTOCOL for side in live.values() for rule in side.rules)
-
-
-def _foreign(side: Side, wanted: Side) -> list[str]:
-    """Rules that are neither ours nor in [rules], each with its table."""
-    known = {(table.name, rule) for table in wanted.tables for rule in table.rules}
-    return [
-        f"-t {table.name} {rule}"
-        for table in side.tables
-        for rule in table.rules
-        if (table.name, rule) not in known and not _is_ours(rule)
-    ]
-
-
-def _is_ours(rule: str) -> bool:
-    words = rule.split()
-    return bool(_OUR_CHAIN.match(words[1])) or any(
-        words[i] in ("-j", "-g") and words[i + 1].startswith(plan.PREFIX) for i in range(2, len(words) - 1)
-    )
-
-
-def _guard(scene: _Scene, wanted: Plan, replace: bool) -> None:
-    """Stop before rules are thrown away that nobody gave up; what was given up once stays given up."""
-    if replace:
-        _warn_of_lock_out(scene, wanted)
-        return
-    kept = memory.load_before(scene.router.families)
-    given_up = {rule for side in (kept[0] if kept else {}).values() for table in side.tables for rule in table.rules}
-    for side in wanted.sides:
-        rules = [r for r in _foreign(scene.live[side.family], side) if r.split(" ", 2)[2] not in given_up]
-        if rules:
-            more = f"\n  … and {len(rules) - _SHOWN_RULES} more" if len(rules) > _SHOWN_RULES else ""
-            shown = "".join(f"\n  {rule}" for rule in rules[:_SHOWN_RULES])
-            tool = {4: "iptables", 6: "ip6tables"}[side.family]
-            raise GuardError(
-                f"{tool} holds {len(rules)} rules that a rebuild would throw away:{shown}{more}\n"
-                "Nothing was changed. Either put them into a file of [rules] "
-                f"(ipv{side.family} = […], iptables-save format), "
-                'or set flush = "own" in [router] so that only lsmpy\'s own rules are touched, '
-                "or give --replace once to have them replaced (they are saved in "
-                f"{memory.directory() / f'before.v{side.family}'} and --clear puts them back)"
-            )
-
-
-def _warn_of_lock_out(scene: _Scene, wanted: Plan) -> None:
-    for side in wanted.sides:
-        policies = scene.live[side.family].table("filter").policies()
-        table = side.table("filter").with_policies(policies)
-        for chain in table.chains:
-            if chain.policy == "DROP" and not chain.rules:
-                log.warning(
-                    "IPv%s: policy of %s is DROP and no rule of [rules] accepts anything", side.family, chain.name
-                )
-
-
-def _removed(scene: _Scene, wanted: Plan, steps: list[Changes]) -> list[str]:
-    """What others have added since and a rebuild throws away, to be named in the log."""
-    warnings = []
-    for side, step in zip(wanted.sides, steps, strict=True):
-        live = scene.live[side.family]
-        touched = Side(side.family, tuple(live.table(table.name) for table in step.tables), (), ())
-        if rules := _foreign(touched, side):
-            shown = "; ".join(rules[:_SHOWN_RULES])
-            warnings.append(f"removed {len(rules)} rules of IPv{side.family} that are not in [rules]: {shown}")
-    return warnings
 
 
 # -- acting --------------------------------------------------------------------------------------------------
@@ -368,15 +289,3 @@ def _undoing(scene: _Scene, steps: list[Changes], settings: Mapping[str, str]) -
 
 def _reversed(step: Changes) -> Changes:
     return Changes(step.family, step.routes, step.rules, step.tables[::-1], step.stale_rules, step.stale_routes)
-
-
-def _before_table(before: Side | None, live: Table, kept: bool) -> Table:
-    """What `--clear` leaves of one table: what was kept, or, when nothing was, the live one without ours."""
-    if before and kept:
-        return before.table(live.name).with_policies({})
-    chains = [
-        Chain(chain.name, chain.policy, tuple(rule for rule in chain.rules if not _is_ours(rule)))
-        for chain in live.chains
-        if not _OUR_CHAIN.match(chain.name)
-    ]
-    return netfilter.table(live.name, chains)

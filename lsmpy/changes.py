@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lsmpy import netfilter
-from lsmpy.config import Family
+from lsmpy.model import Family
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule

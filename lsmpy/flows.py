@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from lsmpy import command
-from lsmpy.config import Family
 from lsmpy.lab import PORT, ROUTER, Lab, LabError, lan_node
+from lsmpy.model import Family
 
 Proto = Literal["tcp", "udp"]
 _TRACKED = re.compile(r"^(tcp|udp) .*?src=(\S+) dst=\S+ sport=(\d+) .*\bmark=(\d+)", re.MULTILINE)

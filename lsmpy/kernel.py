@@ -14,7 +14,7 @@ import msgspec
 from lsmpy import LsmpyError, command, netfilter, routing
 from lsmpy.changes import Changes
 from lsmpy.command import CommandError, Running
-from lsmpy.config import Family
+from lsmpy.model import Family
 from lsmpy.plan import Side
 from lsmpy.routing import Link, Route, Rule
 

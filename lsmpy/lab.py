@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from lsmpy import LsmpyError, command, sandbox, twin
-from lsmpy.config import FAMILIES, Address, Family, Router
 from lsmpy.labserver import READY
+from lsmpy.model import FAMILIES, Address, Family, Router
 from lsmpy.twin import INTERNET, ROUTER, isp_node, lan_node
 
 __all__ = ["INTERNET", "PORT", "ROUTER", "Lab", "LabError", "isp_node", "lan_node", "wait_until"]

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from lsmpy import LsmpyError, netfilter
-from lsmpy.config import Family
+from lsmpy.model import Family
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule
@@ -91,6 +91,12 @@ def learn_spelling(family: Family, live: Table, want: Table) -> None:
     """Remember how the kernel prints `want`, right after it was loaded."""
     known = _spellings() | {f"{family} {want.name}": [netfilter.render([want]), netfilter.render([live])]}
     _write("spelling.json", msgspec.json.encode(known).decode())
+
+
+def spelled_rules(family: Family, want: Table) -> frozenset[str]:
+    """The rules of a table as the kernel printed them when it was last loaded, if that differed."""
+    printed = _spellings().get(f"{family} {want.name}", [""])[-1]
+    return frozenset(line for line in printed.splitlines() if line.startswith("-A "))
 
 
 def _spellings() -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lsmpy.config import ConfigError
+from lsmpy import ConfigError
 
 # The chains that the kernel itself calls, in the order in which iptables-save prints them.
 BUILTIN: Mapping[str, tuple[str, ...]] = {

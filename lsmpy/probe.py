@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from lsmpy import LsmpyError, config, state, verdict, wire
+from lsmpy import LsmpyError, config, model, state, verdict, wire
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class ProbeError(LsmpyError):
 class Gateway:
     """The next hop of one family and where on the link it was last heard, which holds until something newer is."""
 
-    address: config.Address
-    source: config.Address
+    address: model.Address
+    source: model.Address
     mac: bytes = b""
     asked_ns: int = 0
     asked_from: bytes = b""  # our hardware address, which the question also tells
@@ -48,7 +48,7 @@ class Target:
     """One address that is probed: what is on its way to it, and what came of it."""
 
     check: str
-    address: config.Address
+    address: model.Address
     gateway: Gateway
     ident: int
     payload: bytes = field(default_factory=lambda: os.urandom(_PAYLOAD))
@@ -61,7 +61,7 @@ class Target:
 class Prober:
     """Probes the `targets` of one `isp`; `status` is what the probes say."""
 
-    def __init__(self, isp: config.Isp, idents: Iterator[int], old: Prober | None = None) -> None:
+    def __init__(self, isp: model.Isp, idents: Iterator[int], old: Prober | None = None) -> None:
         """Prepare to probe `isp`, each target with an identifier of its own and with what `old` knows of the ISP.
 
         Raises:
@@ -71,7 +71,7 @@ class Prober:
         self.status: verdict.Status = old.status if old else "unknown"
         self.port: wire.Port = old.port if old and old.isp.interface == isp.interface else wire.Port(isp.interface)
         self._problem: str = old._problem if old else ""
-        macs: dict[config.Address, bytes] = {each.address: each.mac for each in old._gateways} if old else {}
+        macs: dict[model.Address, bytes] = {each.address: each.mac for each in old._gateways} if old else {}
         hops = [ip_address(text) for text in isp.gateway]
         sources = {hop: isp.addresses(hop.version)[0].ip for hop in hops}
         self._gateways: list[Gateway] = [Gateway(hop, sources[hop], macs.get(hop, b"")) for hop in hops]

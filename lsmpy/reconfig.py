@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from lsmpy import LsmpyError, __version__, apply, config, kernel, plan, script, state
-from lsmpy.config import Router
+from lsmpy.model import Router
 from lsmpy.netlink import Interest
 
 log = logging.getLogger("lsmpy")

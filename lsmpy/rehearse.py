@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from lsmpy import LsmpyError, command, config, flows, report, sandbox, state
-from lsmpy.config import FAMILIES, Family, Isp, Router
 from lsmpy.lab import ROUTER, Lab, LabError
+from lsmpy.model import FAMILIES, Family, Isp, Router
 from lsmpy.report import FAULTS, FaultName, Rebuild, Report, Shares, Trial
 
 _DIRECTORY = Path("/run/lsmpy-rehearsal")

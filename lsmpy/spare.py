@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from lsmpy import LsmpyError
-from lsmpy.config import Address, Family
+from lsmpy.model import Address, Family
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

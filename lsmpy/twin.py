@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from lsmpy import spare
-from lsmpy.config import FAMILIES, Address, Family, Isp, Lan, Router
+from lsmpy.model import FAMILIES, Address, Family, Isp, Lan, Router
 from lsmpy.spare import Network, TwinError
 
 ROUTER = "router"

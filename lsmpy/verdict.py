@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lsmpy import config
+from lsmpy import model
 
 WINDOW = 100
 _ALL = (1 << WINDOW) - 1
@@ -44,7 +44,7 @@ class Link:
         return f"{self.lost} of the last {self.samples} probes lost, {run} in a row"
 
 
-def step(link: Link, lost: bool, thresholds: config.Probe) -> Link:
+def step(link: Link, lost: bool, thresholds: model.Probe) -> Link:
     """The link after one more sample (LSM's README, "connection")."""
     after = Link(
         link.status,
@@ -125,7 +125,7 @@ def decide(verdict: str | None, record: str | None, file: str | None) -> Action:
     return "write" if verdict and verdict != file else "nothing"
 
 
-def _status(link: Link, thresholds: config.Probe) -> Status:
+def _status(link: Link, thresholds: model.Probe) -> Status:
     too_many = link.lost >= thresholds.max_packet_loss
     if link.status != "down" and (too_many or link.lost_in_a_row >= thresholds.max_successive_pkts_lost):
         return "down"

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lsmpy import LsmpyError, apply, changes, command, config, kernel, netfilter, plan, sandbox, state, twin
-from lsmpy.config import FAMILIES, Family, Router
+from lsmpy.model import FAMILIES, Family, Router
 
 SEED = Path(__file__).resolve().parents[2] / "shared/seed/policy-routing-multihoming.txt"
 PLACE = Path("/run/lsmpy-bench")

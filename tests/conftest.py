@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import config
-from lsmpy.config import Router
+from lsmpy.model import Router
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "state" / "lsmpy.toml"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import changes, netfilter, plan, state
-from lsmpy.config import Family, Router
+from lsmpy.model import Family, Router
 from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule
 

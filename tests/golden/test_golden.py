@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import changes, netfilter, plan, state
-from lsmpy.config import FAMILIES, Family, Router
+from lsmpy.model import FAMILIES, Family, Router
 
 HERE = Path(__file__).parent
 STATES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy.config import Router
 from lsmpy.lab import Lab
+from lsmpy.model import Router
 
 Build = Callable[..., Lab]
 

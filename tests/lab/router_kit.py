@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from lsmpy import command, config, flows, state
-from lsmpy.config import Family
 from lsmpy.lab import PORT, ROUTER, Lab, isp_node, lan_node, wait_until
+from lsmpy.model import Family
 
 LAN = "dev"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lsmpy import command, flows, sandbox
-from lsmpy.config import FAMILIES, Family, Router
 from lsmpy.flows import Proto
 from lsmpy.lab import ROUTER, Lab, LabError, isp_node, lan_node, wait_until
+from lsmpy.model import FAMILIES, Family, Router
 from lsmpy.spare import TwinError
 from tests.conftest import isps_of, router_of
 from tests.lab.conftest import Build

@@ -11,7 +11,7 @@ import pytest
 
 from lsmpy import apply, flows
 from lsmpy.lab import ROUTER, wait_until
-from lsmpy.config import FAMILIES
+from lsmpy.model import FAMILIES
 from tests.lab.router_kit import Rig, configuration, rig
 
 pytestmark = pytest.mark.lab

@@ -9,8 +9,8 @@ from typing import get_args
 import pytest
 
 from lsmpy import command, flows
-from lsmpy.config import FAMILIES, Family
 from lsmpy.lab import INTERNET, PORT, ROUTER, lan_node, wait_until
+from lsmpy.model import FAMILIES, Family
 from tests.lab.router_kit import LAN, Rig, Talk, configuration, rig, source
 
 pytestmark = pytest.mark.lab

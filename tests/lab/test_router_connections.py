@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lsmpy import flows
-from lsmpy.config import FAMILIES, Family
 from lsmpy.lab import PORT, lan_node, wait_until
+from lsmpy.model import FAMILIES, Family
 from tests.lab.router_kit import LAN, Rig, configuration, rig
 
 pytestmark = pytest.mark.lab

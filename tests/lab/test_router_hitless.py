@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lsmpy import flows
-from lsmpy.config import FAMILIES
 from lsmpy.lab import wait_until
+from lsmpy.model import FAMILIES
 from tests.lab.router_kit import LAN, Rig, configuration, rig
 
 pytestmark = pytest.mark.lab

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy.config import FAMILIES
+from lsmpy.model import FAMILIES
 from tests.lab.router_kit import Rig, configuration, rig
 
 pytestmark = pytest.mark.lab

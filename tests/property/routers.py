@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from hypothesis import strategies as st
 
 from lsmpy import plan, state
-from lsmpy.config import Family, Isp, Lan, Router
+from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import Link
 from lsmpy.state import Status

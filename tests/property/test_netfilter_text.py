@@ -8,8 +8,7 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsmpy import netfilter
-from lsmpy.config import ConfigError
+from lsmpy import ConfigError, netfilter
 from lsmpy.netfilter import BUILTIN, Chain, Table
 from tests.property.routers import Scene, scenes
 

@@ -10,7 +10,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from lsmpy import plan, shares
-from lsmpy.config import Family, Isp, Lan, Router
+from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route

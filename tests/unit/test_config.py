@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import config
-from lsmpy.config import ConfigError
+from lsmpy import ConfigError, config, model
 from tests.conftest import isps_of, router_of
 
 ISP = """\
@@ -113,7 +112,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert router.state_dir == "/var/run"
     assert (isp.mark, isp.table, isp.weight, isp.tier, isp.quorum) == (1, 250, 1, 1, 1)
     assert (isp.nat.ipv4, isp.nat.ipv6) == ("snat", "none")
-    assert isp.probe == config.Probe(1000, 1000, 15, 7, 5, 10)
+    assert isp.probe == model.Probe(1000, 1000, 15, 7, 5, 10)
     options = router.options
     assert (options.flush, options.balance, options.iptables, options.when_all_down) == ("all", "nth", "auto", "all")
     assert options.mark_mask == 0xFFFFFFFF

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lsmpy import netfilter
-from lsmpy.config import ConfigError
+from lsmpy import ConfigError, netfilter
 from lsmpy.netfilter import Chain, table
 
 SAVED = """\

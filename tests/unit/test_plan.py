@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lsmpy import netfilter, plan, state
-from lsmpy.config import Family, Router
+from lsmpy.model import Family, Router
 from lsmpy.netfilter import Chain
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import Link

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import config, probe, state, wire
+from lsmpy import config, model, probe, state, wire
 from lsmpy.probe import Prober, settle
 
 OUR_MAC, GATEWAY_MAC = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
@@ -94,7 +94,7 @@ def ports(monkeypatch: pytest.MonkeyPatch) -> list[FakePort]:
     return made
 
 
-def isp(check: str = '["203.0.113.1"]', more: str = "") -> config.Isp:
+def isp(check: str = '["203.0.113.1"]', more: str = "") -> model.Isp:
     return config.parse((TOML.format(directory="/run", check=check) + more).encode(), "test", {}).isps[0]
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lsmpy import apply, command, kernel, plan, reconfig
-from lsmpy.apply import GuardError, Outcome
+from lsmpy.apply import Outcome
 from lsmpy.command import CommandError
+from lsmpy.guard import GuardError
 from lsmpy.kernel import KernelError
 from lsmpy.routing import Link
 from tests.conftest import isps_of

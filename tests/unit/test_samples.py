@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import config, state
+from lsmpy import config, model, state
 from tests.conftest import ROOT, SAMPLE
 
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
@@ -34,8 +34,8 @@ def test_the_sample_configuration_is_the_articles_router() -> None:
 
 def test_the_router_section_of_the_sample_holds_the_defaults() -> None:
     given = tomllib.loads(SAMPLE.read_text())
-    assert {key: getattr(config.Options(), key) for key in given["router"]} == given["router"]
-    assert given["state_dir"] == config.DEFAULT_STATE_DIR
+    assert {key: getattr(model.Options(), key) for key in given["router"]} == given["router"]
+    assert given["state_dir"] == model.DEFAULT_STATE_DIR
 
 
 def test_the_sample_state_files_are_known_words() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import changes, netfilter, plan, script, state
-from lsmpy.config import Router
+from lsmpy.model import Router
 from lsmpy.netfilter import Chain
 from lsmpy.plan import Plan
 from tests.conftest import isps_of, router_of

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsmpy import config, verdict
+from lsmpy import model, verdict
 from lsmpy.verdict import Flight, Link, Status, combine, decide, step
 
-FAST = config.Probe(max_packet_loss=15, max_successive_pkts_lost=3, min_packet_loss=5, min_successive_pkts_rcvd=2)
+FAST = model.Probe(max_packet_loss=15, max_successive_pkts_lost=3, min_packet_loss=5, min_successive_pkts_rcvd=2)
 
 
 @st.composite
-def thresholds(draw: st.DrawFn) -> config.Probe:
+def thresholds(draw: st.DrawFn) -> model.Probe:
     least = draw(st.integers(0, 99))
-    return config.Probe(
+    return model.Probe(
         max_packet_loss=draw(st.integers(least + 1, 100)),
         max_successive_pkts_lost=draw(st.integers(1, 100)),
         min_packet_loss=least,
@@ -27,7 +27,7 @@ histories = st.lists(st.tuples(st.booleans(), st.integers(1, 120)), max_size=8).
 )
 
 
-def lsm(samples: list[bool], limits: config.Probe) -> Status:
+def lsm(samples: list[bool], limits: model.Probe) -> Status:
     """LSM's rule in lists: slow and plain."""
     status: Status = "unknown"
     for count in range(1, len(samples) + 1):
@@ -43,7 +43,7 @@ def lsm(samples: list[bool], limits: config.Probe) -> Status:
     return status
 
 
-def walk(samples: list[bool], limits: config.Probe, link: Link | None = None) -> Link:
+def walk(samples: list[bool], limits: model.Probe, link: Link | None = None) -> Link:
     link = link or Link()
     for lost in samples:
         link = step(link, lost, limits)
@@ -51,7 +51,7 @@ def walk(samples: list[bool], limits: config.Probe, link: Link | None = None) ->
 
 
 @given(histories, thresholds())
-def test_the_decision_is_lsms(samples: list[bool], limits: config.Probe) -> None:
+def test_the_decision_is_lsms(samples: list[bool], limits: model.Probe) -> None:
     link = walk(samples, limits)
     assert link.status == lsm(samples, limits)
     assert (link.lost, link.samples) == (sum(samples[-100:]), min(100, len(samples)))
@@ -70,10 +70,10 @@ def test_scattered_loss_brings_it_down_at_max_packet_loss() -> None:
 
 
 def test_recovery_waits_until_the_window_has_forgotten() -> None:
-    down = walk([True] * 7, config.Probe())
+    down = walk([True] * 7, model.Probe())
     assert down.status == "down"
-    assert walk([False] * 94, config.Probe(), down).status == "down"
-    assert walk([False] * 95, config.Probe(), down).status == "up"
+    assert walk([False] * 94, model.Probe(), down).status == "down"
+    assert walk([False] * 95, model.Probe(), down).status == "up"
 
 
 def test_words_for_the_log() -> None:

@@ -1,0 +1,157 @@
+"""What must fit together in a configuration: marks, tables, interfaces, addresses, gateways, targets, weights."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface
+
+from lsmpy import shares
+from lsmpy.mistakes import Mistakes, shown
+from lsmpy.model import FAMILIES, Addressed, Isp, Lan, Options, lowest_bit
+
+
+def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
+    """Add what does not fit together to the `mistakes`."""
+    _check_mask(mistakes, isps, options.mark_mask)
+    _unique(mistakes, "isp", isps, ("name", "mark", "table"))
+    _unique(mistakes, "lan", lans, ("name",))
+    interfaces: dict[str, str] = {}
+    addresses: dict[str, str] = {}
+    for table, items in (("isp", isps), ("lan", lans)):
+        for index, item in enumerate(items):
+            if other := interfaces.get(item.interface):
+                text = f"{shown(item.interface)} is {other}'s already; each ISP and LAN needs an interface of its own"
+                mistakes.wrong(table, index, "interface", text)
+            interfaces.setdefault(item.interface, item.name)
+            _check_addresses(mistakes, table, index, item)
+            for text in item.address:
+                other = addresses.setdefault(text.split("/")[0], item.name)
+                if other != item.name:
+                    mistakes.wrong(table, index, "address", f"{text} is {other}'s already; give each its own")
+    for index, isp in enumerate(isps):
+        _check_isp(mistakes, index, isp)
+    if options.balance == "nth" and not mistakes.any_replaced("balance", "weight", "tier"):
+        _check_weights(mistakes, isps)
+
+
+def _check_mask(mistakes: Mistakes, isps: list[Isp], mask: int) -> None:
+    values = mask // lowest_bit(mask)
+    if values & (values + 1):
+        mistakes.wrong("router", None, "mark_mask", f"{mask:#x} has gaps; give bits in a row, such as 0xff00")
+    for index, isp in enumerate(isps):
+        if isp.mark > values:
+            text = f"{isp.mark} does not fit into mark_mask {mask:#x}; give a mark from 1 to {values}"
+            mistakes.wrong("isp", index, "mark", text)
+
+
+def _unique(mistakes: Mistakes, table: str, items: list[Isp] | list[Lan], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        seen: dict[object, str] = {}
+        for index, item in enumerate(items):
+            value = getattr(item, key)
+            if not mistakes.usable(table, index, key):
+                continue
+            if value in seen:
+                mistakes.wrong(table, index, key, f"{shown(value)} is {seen[value]}'s already; give each its own")
+            seen.setdefault(value, item.name)
+
+
+def _check_addresses(mistakes: Mistakes, table: str, index: int, item: Addressed) -> None:
+    if not item.address and mistakes.usable(table, index, "address"):
+        mistakes.wrong(table, index, "address", 'is empty; give an address with its prefix, such as "192.0.2.1/24"')
+    for text in item.address:
+        if text == "auto":
+            mistakes.wrong(table, index, "address", '"auto" needs a later version of lsmpy; give the address')
+            continue
+        if not _is_interface(text):
+            mistakes.wrong(table, index, "address", f'{shown(text)} is no address; give one such as "192.0.2.1/24"')
+        elif "/" not in text:
+            length = 64 if ":" in text else 24
+            text = f'{shown(text)} has no prefix length; write "{text}/{length}" or what your network has'
+            mistakes.wrong(table, index, "address", text)
+
+
+def _check_isp(mistakes: Mistakes, index: int, isp: Isp) -> None:
+    own = [ip_interface(text) for text in isp.address if _is_interface(text)]
+    # One mistake is told once: what cannot be read is not held against other keys.
+    own_known = bool(own) and all("/" in text and _is_interface(text) for text in isp.address)
+    hops_known = all(map(_is_address, isp.gateway)) and mistakes.usable("isp", index, "gateway")
+    hops: dict[int, str] = {}
+    for text in isp.gateway:
+        if text in ("auto", "none"):
+            mistakes.wrong("isp", index, "gateway", f'"{text}" needs a later version of lsmpy; give the address')
+            continue
+        if not _is_address(text):
+            mistakes.wrong("isp", index, "gateway", f'{shown(text)} is no address; give one such as "192.0.2.2"')
+            continue
+        hop = ip_address(text)
+        if hop.version in hops:
+            mistakes.wrong("isp", index, "gateway", f"two of IPv{hop.version}; give one of each family")
+        hops[hop.version] = text
+        networks = [each.network for each in own if each.version == hop.version]
+        if any(each.ip == hop for each in own):
+            mistakes.wrong("isp", index, "gateway", f"{text} is the router's own address; give the provider's")
+        elif own_known and not any(hop in network for network in networks) and not (networks and hop.is_link_local):
+            inside = ", ".join(map(str, networks)) or f"nothing: there is no IPv{hop.version} address"
+            mistakes.wrong("isp", index, "gateway", f"{text} is outside the ISP's network; give one inside {inside}")
+    for family in sorted({each.version for each in own} - hops.keys()) if hops_known else ():
+        mistakes.wrong("isp", index, "gateway", f"there is an IPv{family} address but no gateway of IPv{family}")
+    if mistakes.usable("isp", index, "check"):
+        _check_targets(mistakes, index, isp, set(hops) if hops_known else set(FAMILIES))
+    if not 1 <= isp.quorum <= max(1, len(isp.check)) and mistakes.usable("isp", index, "check"):
+        text = f"{isp.quorum} of {len(isp.check)} targets can never answer; give 1 to {len(isp.check)}"
+        mistakes.wrong("isp", index, "quorum", text)
+    losses = [
+        (t, i, f"{end}_packet_loss") for t, i in (("probe", None), ("isp.probe", index)) for end in ("max", "min")
+    ]
+    known = all(mistakes.usable(*place) for place in losses)
+    if known and isp.probe.max_packet_loss <= isp.probe.min_packet_loss:
+        highest, lowest = isp.probe.max_packet_loss, isp.probe.min_packet_loss
+        text = f"max_packet_loss ({highest}) must be above min_packet_loss ({lowest}), or the ISP would flip"
+        mistakes.wrong("isp", index, "probe", text)
+
+
+def _check_targets(mistakes: Mistakes, index: int, isp: Isp, families: set[int]) -> None:
+    if not isp.check:
+        mistakes.wrong("isp", index, "check", "is empty; give at least one address that only this ISP's failure hides")
+    for place, text in enumerate(isp.check):
+        if text == "gateway":
+            mistakes.warnings.append(
+                f"{isp.name}: check: the gateway answers while its upstream is dead; probe an address behind it"
+            )
+        elif not _is_address(text):
+            later = text == "arp" or "://" in text
+            why = "needs a later version of lsmpy; give an address" if later else "is no address; give one to ping"
+            mistakes.wrong("isp", index, "check", f"{shown(text)} {why}")
+        elif (version := ip_address(text).version) not in families:
+            mistakes.wrong("isp", index, "check", f"{text} is IPv{version}, for which this ISP has no gateway")
+        if text in isp.check[:place]:
+            mistakes.wrong("isp", index, "check", f"{text} stands twice; give different targets")
+
+
+def _check_weights(mistakes: Mistakes, isps: list[Isp]) -> None:
+    for tier in sorted({isp.tier for isp in isps}):
+        weights = [isp.weight for isp in isps if isp.tier == tier]
+        if (needed := sum(shares.reduce(weights))) > shares.MAX_SLOTS:
+            index = next(i for i, isp in enumerate(isps) if isp.tier == tier)
+            ratio = ":".join(map(str, shares.nearest(weights)))
+            text = (
+                f"the weights of tier {tier} need {needed} slots and nth has {shares.MAX_SLOTS}; "
+                f'give {ratio}, or balance = "random"'
+            )
+            mistakes.wrong("isp", index, "weight", text)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_interface(text: str) -> bool:
+    try:
+        ip_interface(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""The guard of `flush = "all"`: tells our rules from others', and stops before others' are thrown away unasked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from lsmpy import LsmpyError, memory, netfilter
+from lsmpy.changes import Changes
+from lsmpy.marking import PREFIX
+from lsmpy.model import Family
+from lsmpy.netfilter import Chain, Table
+from lsmpy.plan import Plan, Side
+from lsmpy.routing import PROTOCOL
+
+log = logging.getLogger(__name__)
+
+_SHOWN_RULES = 20
+_TAG = f"{PREFIX}PREROUTING"
+
+
+class GuardError(LsmpyError):
+    """The guard of `flush = "all"`: a rebuild would throw away rules that nobody gave up."""
+
+
+def is_first(live: Mapping[Family, Side]) -> bool:
+    """Whether the kernel holds nothing of ours."""
+    tagged = any(side.table("mangle").has(_TAG) for side in live.values())
+    return not tagged and not any(rule.protocol == PROTOCOL for side in live.values() for rule in side.rules)
+
+
+def _foreign(side: Side, wanted: Side, own: frozenset[str]) -> list[str]:
+    """Rules that are neither in `own` chains nor in [rules], however the kernel spells those; each with its table."""
+    known = {(table.name, rule) for table in wanted.tables for rule in table.rules}
+    known |= {(table.name, rule) for table in wanted.tables for rule in memory.spelled_rules(wanted.family, table)}
+    return [
+        f"-t {table.name} {rule}"
+        for table in side.tables
+        for rule in table.rules
+        if (table.name, rule) not in known and not _is_ours(rule, own)
+    ]
+
+
+def _is_ours(rule: str, own: frozenset[str]) -> bool:
+    """Whether a rule is in one of our chains, or one of the jumps into them."""
+    words = rule.split()
+    return words[1] in own or (words[-2] == "-j" and words[-1].startswith(PREFIX))
+
+
+def guard(live: Mapping[Family, Side], wanted: Plan, own: frozenset[str], replace: bool) -> None:
+    """Stop before rules are thrown away that nobody gave up; what was given up once stays given up."""
+    if replace:
+        _warn_of_lock_out(live, wanted)
+        return
+    kept = memory.load_before(tuple(live))
+    given_up = {rule for side in (kept[0] if kept else {}).values() for table in side.tables for rule in table.rules}
+    for side in wanted.sides:
+        rules = [r for r in _foreign(live[side.family], side, own) if r.split(" ", 2)[2] not in given_up]
+        if rules:
+            more = f"\n  … and {len(rules) - _SHOWN_RULES} more" if len(rules) > _SHOWN_RULES else ""
+            shown = "".join(f"\n  {rule}" for rule in rules[:_SHOWN_RULES])
+            tool = {4: "iptables", 6: "ip6tables"}[side.family]
+            raise GuardError(
+                f"{tool} holds {len(rules)} rules that a rebuild would throw away:{shown}{more}\n"
+                "Nothing was changed. Either put them into a file of [rules] "
+                f"(ipv{side.family} = […], iptables-save format), "
+                'or set flush = "own" in [router] so that only lsmpy\'s own rules are touched, '
+                "or give --replace once to have them replaced (they are saved in "
+                f"{memory.directory() / f'before.v{side.family}'} and --clear puts them back)"
+            )
+
+
+def _warn_of_lock_out(live: Mapping[Family, Side], wanted: Plan) -> None:
+    for side in wanted.sides:
+        policies = live[side.family].table("filter").policies()
+        table = side.table("filter").with_policies(policies)
+        for chain in table.chains:
+            if chain.policy == "DROP" and not chain.rules:
+                log.warning(
+                    "IPv%s: policy of %s is DROP and no rule of [rules] accepts anything", side.family, chain.name
+                )
+
+
+def removed(live: Mapping[Family, Side], wanted: Plan, own: frozenset[str], steps: list[Changes]) -> list[str]:
+    """What others have added since and a rebuild throws away, to be named in the log."""
+    warnings = []
+    for side, step in zip(wanted.sides, steps, strict=True):
+        now = live[side.family]
+        touched = Side(side.family, tuple(now.table(table.name) for table in step.tables), (), ())
+        if rules := _foreign(touched, side, own):
+            shown = "; ".join(rules[:_SHOWN_RULES])
+            warnings.append(f"removed {len(rules)} rules of IPv{side.family} that are not in [rules]: {shown}")
+    return warnings
+
+
+def without_ours(live: Table, own: frozenset[str]) -> Table:
+    """The table as it is but for our chains and the jumps to them."""
+    chains = [
+        Chain(chain.name, chain.policy, tuple(rule for rule in chain.rules if not _is_ours(rule, own)))
+        for chain in live.chains
+        if chain.name not in own
+    ]
+    return netfilter.table(live.name, chains)

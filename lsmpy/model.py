@@ -1,0 +1,146 @@
+"""The configured router as data: ISPs, LANs, thresholds, options. Immutable, and checked before it is made."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+DEFAULT_STATE_DIR = "/var/run"
+
+Family = Literal[4, 6]
+FAMILIES: tuple[Family, ...] = (4, 6)
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,20}\Z", description="1 to 20 letters, digits, '_' or '-'")]
+# The kernel's own rule for interface names (dev_valid_name), less what would need quoting in iptables and sh.
+Device = Annotated[str, Meta(pattern=r"^(?!\.\.?\Z)[A-Za-z0-9_.:@-]{1,15}\Z", description="an interface name")]
+Percent = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
+Count = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")]
+Milliseconds = Annotated[int, Meta(ge=10, le=3_600_000, description="milliseconds, from 10 to 3600000")]
+Positive = Annotated[int, Meta(ge=1, le=0xFFFFFFFF, description="a whole number from 1")]
+
+
+class Probe(Struct, frozen=True, forbid_unknown_fields=True):
+    """LSM's thresholds, in LSM's words; its window is the last 100 probes (README of LSM, "connection")."""
+
+    interval_ms: Milliseconds = 1000
+    timeout_ms: Milliseconds = 1000
+    max_packet_loss: Percent = 15
+    max_successive_pkts_lost: Count = 7
+    min_packet_loss: Percent = 5
+    min_successive_pkts_rcvd: Count = 10
+
+
+class Nat(Struct, frozen=True):
+    """How the source address of what leaves by an ISP is translated, for each family."""
+
+    ipv4: Literal["snat", "masquerade", "none"] = "snat"
+    ipv6: Literal["none", "snat", "masquerade", "npt", "npt-stateless"] = "none"
+
+    def kind(self, family: Family) -> str:
+        """`snat`, `masquerade` or `none`."""
+        return self.ipv4 if family == 4 else self.ipv6
+
+
+class Addressed(Struct, frozen=True, kw_only=True):
+    """Something with a name and addresses on one interface of the router."""
+
+    name: Name
+    interface: Device
+    address: tuple[str, ...]
+
+    def addresses(self, family: Family) -> tuple[Interface, ...]:
+        """Its addresses of one family with their networks, in the order of the file."""
+        return tuple(each for each in map(_interface, self.address) if each.version == family)
+
+
+class Isp(Addressed, frozen=True, kw_only=True):
+    """One provider: interface, addresses (the first of a family is the SNAT address), gateway and share."""
+
+    gateway: tuple[str, ...]
+    check: tuple[str, ...]
+    prefix: tuple[str, ...] = ()
+    quorum: Positive = 1
+    mark: Positive = 0
+    table: int | str = 0
+    weight: Positive = 1
+    tier: Positive = 1
+    clamp_mss: bool = False
+    probe: Probe = Probe()
+    nat: Nat = Nat()
+
+    def next_hop(self, family: Family) -> Address | None:
+        """The gateway of one family, or None when this ISP does not carry it."""
+        return next((each for each in map(_address, self.gateway) if each.version == family), None)
+
+    def carries(self, family: Family) -> bool:
+        """Whether this ISP has an address and a gateway of the family."""
+        return self.next_hop(family) is not None
+
+
+class Lan(Addressed, frozen=True, kw_only=True):
+    """One network whose new connections are balanced."""
+
+
+class Options(Struct, frozen=True):
+    """The `[router]` table."""
+
+    flush: Literal["all", "own"] = "all"
+    balance: Literal["nth", "random", "hash"] = "nth"
+    local_traffic: Literal["balance", "main"] = "main"
+    when_all_down: Literal["all", "flush", "unreachable"] = "all"
+    flush_conntrack: bool = False
+    iptables: Literal["auto", "nft", "legacy"] = "auto"
+    mark_mask: Positive = 0xFFFFFFFF
+
+
+class Rules(Struct, frozen=True):
+    """Files in iptables-save format whose rules are part of every rebuild."""
+
+    ipv4: tuple[str, ...] = ()
+    ipv6: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def files(self, family: Family) -> tuple[Path, ...]:
+        """The rule files of one family."""
+        return tuple(Path(name) for name in (self.ipv4 if family == 4 else self.ipv6))
+
+
+class Router(Struct, frozen=True, kw_only=True):
+    """The whole configuration, checked."""
+
+    isps: tuple[Isp, ...]
+    lans: tuple[Lan, ...]
+    state_dir: str = DEFAULT_STATE_DIR
+    options: Options = Options()
+    rules: Rules = Rules()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that some ISP carries or some rules file is about; the others are never touched."""
+        return tuple(f for f in FAMILIES if self.rules.files(f) or any(isp.carries(f) for isp in self.isps))
+
+    def mark_value(self, isp: Isp) -> int:
+        """The bits of `isp`'s mark where `mark_mask` puts them."""
+        return isp.mark * lowest_bit(self.options.mark_mask)
+
+
+@lru_cache(maxsize=1024)
+def _interface(text: str) -> Interface:
+    return ipaddress.ip_interface(text)
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> Address:
+    return ipaddress.ip_address(text)
+
+
+def lowest_bit(mask: int) -> int:
+    """The value of the lowest bit that is set in `mask`."""
+    return mask & -mask
