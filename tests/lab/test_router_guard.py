@@ -185,9 +185,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(("moment", "backend"), [("first", "legacy"), ("later", "nft")])
 @pytest.mark.parametrize("what", WRONG)
-@pytest.mark.parametrize("moment", ["first", "later"])
 def test_a_wrong_rule_changes_nothing(tmp_path: Path, moment: str, what: str, backend: str) -> None:
     text, status, word = WRONG[what]
     with rig(tmp_path, configuration(backend=backend), "ISP1", server=False) as router:
