@@ -67,7 +67,8 @@ def test_shares_are_exact_in_every_window_of_a_hundred(
     with rig(tmp_path, configuration(weights, backend=backend)) as router:
         router.rebuild()
         # What another LAN and the other family do meanwhile takes nobody's turn.
-        with flows.Stream(router.lab, other, 100, families=FAMILIES):
+        with flows.Stream(router.lab, other, 100, families=FAMILIES) as stream:
+            wait_until(lambda: stream.flows, what="the other flows")
             sent = router.send(300, PROTOS, [family], lan)
         assert all(flow.ok for flow in sent)
         for start in range(len(sent) - 99):
