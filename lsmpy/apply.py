@@ -105,8 +105,10 @@ def difference(router: Router, directory: Path) -> str:
     return text + ("--- settings (kernel)\n+++ settings (rebuild)\n" if settings else "") + "".join(settings)
 
 
-def clear(router: Router) -> None:
+def clear(router: Router) -> bool:
     """Take everything of lsmpy's out again and put back what was there before the first rebuild.
+
+    Returns whether anything was kept of that; without it others' rules stay as they are.
 
     Raises:
         LsmpyError: it could not be done.
@@ -127,6 +129,7 @@ def clear(router: Router) -> None:
             steps.append(changes.between(live, want))
         _undoing(scene, steps, sysctls)
         memory.forget_before()
+        return bool(before)
 
 
 # -- looking -------------------------------------------------------------------------------------------------

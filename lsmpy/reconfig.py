@@ -60,8 +60,11 @@ def _run(options: argparse.Namespace) -> int:
         print(text, end="")
         return 1 if text else 0
     if options.clear:
-        apply.clear(router)
-        log.info("cleared: what was there before the first rebuild is back")
+        kept = apply.clear(router)
+        rest = (
+            "what was there before the first rebuild is back" if kept else "nothing was kept of what was there before"
+        )
+        log.info("cleared: %s", rest)
         return 0
     for warning in router.warnings:
         log.warning("%s", warning)
