@@ -79,8 +79,8 @@ def _dry_plan(router: Router, directory: Path) -> plan.Plan:
     extra = {family: apply.rule_files(router, family) for family in router.families}
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps}
     links = kernel.read_links()
-    # On another machine than the router all interfaces are taken for granted.
-    here = any(item.interface in links for item in (*router.isps, *router.lans))
+    # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted.
+    here = any(isp.interface in links for isp in router.isps)
     return plan.build(router, states, links if here else None, extra)
 
 

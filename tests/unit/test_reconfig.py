@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import apply, command, kernel, plan, reconfig
+from lsmpy import apply, command, config, kernel, plan, reconfig
 from lsmpy.apply import Outcome
 from lsmpy.command import CommandError
 from lsmpy.guard import GuardError
@@ -157,6 +157,16 @@ def test_a_dry_run_takes_the_interfaces_of_another_machine_for_granted_and_touch
     assert "route replace default via 10.0.1.2 dev wan1 table 250" in printed
     assert "-A CHOOSE-office -g MARK-I1\n" in printed
     assert files_in(path.parent) == before
+
+
+def test_a_dry_run_on_another_machine_does_not_take_its_lan_for_the_routers(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many a machine has an eth0; none but the router has the ISPs' interfaces."""
+    lan = config.load(path).lans[0].interface
+    monkeypatch.setattr(kernel, "read_links", lambda: {lan: Link(True, True, frozenset()), **ELSEWHERE})
+    assert reconfig.main(["-c", str(path), "--dry-run"]) == 0
+    assert "route replace default via 10.0.1.2 dev wan1 table 250" in capsys.readouterr().out
 
 
 def test_a_dry_run_on_the_router_sees_what_is_missing_there(
