@@ -167,7 +167,8 @@ def read(
 def read_sysctl(key: str) -> str | None:
     """A setting below /proc/sys, None where it does not exist."""
     try:
-        return Path("/proc/sys", key).read_text().strip()
+        with open(f"/proc/sys/{key}", encoding="ascii") as file:
+            return file.read().strip()
     except OSError:
         return None
 

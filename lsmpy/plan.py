@@ -172,9 +172,10 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
     The article has the other ISPs' networks in each table as well. `lookup main` comes first here and knows them, and
     with 64 ISPs they would be 8,000 routes to compare at every rebuild.
     """
+    lans = _local(router.lans, family, links)
     for isp in isps:
-        number = int(isp.table)
-        for target, (device, source) in _local((isp, *router.lans), family, links).items():
+        number, own = int(isp.table), _local((isp,), family, links)
+        for target, (device, source) in (own | {net: way for net, way in lans.items() if net not in own}).items():
             yield routing.unicast(family, number, target, device, None, source)
         # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
         if _has(isp.interface, isp.addresses(family)[0], links):
