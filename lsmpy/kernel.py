@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,7 +137,7 @@ def read_links() -> dict[str, Link]:
 
 
 def read(
-    backend: Backend, families: Collection[Family], tables: Collection[str], owned: Collection[int]
+    backend: Backend, families: Sequence[Family], tables: Collection[str], owned: Collection[int]
 ) -> tuple[dict[str, Link], dict[Family, Side]]:
     """An image of the kernel, as far as it concerns us.
 
@@ -147,21 +147,24 @@ def read(
         tables: which netfilter tables.
         owned: the routing tables that are ours whole, whoever wrote into them.
     """
-    asking = [_ASK_LINKS, *(backend.save(family) for family in families)]
-    asking += [f"printf '{_ASK_ROUTING}' | ip -{family} -N -json -batch -" for family in families]
-    # One shell asks all: to start a program from Python costs several times what it costs from a shell.
-    said_links, *answers = command.run("sh", "-c", "set -e\n" + f"\necho {_MARK}\n".join(asking)).split(f"{_MARK}\n")
+    asking = {
+        family: command.start(["sh", "-c", _questions(backend, family, links=family == families[0])])
+        for family in families
+    }
+    links: dict[str, Link] = {}
     sides: dict[Family, Side] = {}
-    for family, saved, said in zip(families, answers, answers[len(families) :], strict=False):
+    for family, process in asking.items():
+        saved, said, *said_links = process.wait().split(f"{_MARK}\n")
         known = netfilter.parse(saved, backend.save(family))
         routes, rules = _arrays(said, 2)
+        links |= _links(said_links[0]) if said_links else {}
         sides[family] = Side(
             family=family,
             tables=tuple(known[name] for name in tables if name in known),
             routes=tuple(map(_spelled_out, _ours(_ROUTES.decode(routes), owned))),
             rules=tuple(_ours(map(routing.read_rule, _RULES.decode(rules)), owned)),
         )
-    return _links(said_links), sides
+    return links, sides
 
 
 def read_sysctl(key: str) -> str | None:
@@ -268,6 +271,13 @@ def _legacy_names(family: Family) -> set[str]:
 
 def _start_batch(family: Family, batch: str) -> Running:
     return command.start(["ip", f"-{family}", "-force", "-batch", "-"], batch)
+
+
+def _questions(backend: Backend, family: Family, *, links: bool) -> str:
+    """What one shell asks of one family: from Python it costs several times as much to start a program."""
+    asking = [backend.save(family), f"printf '{_ASK_ROUTING}' | ip -{family} -N -json -batch -"]
+    asking += [_ASK_LINKS] if links else []
+    return "set -e\n" + f"\necho {_MARK}\n".join(asking)
 
 
 def _arrays(text: str, count: int) -> list[str]:

@@ -44,7 +44,7 @@ from lsmpy.model import FAMILIES, Family, Router
 SEED = Path(__file__).resolve().parents[2] / "shared/seed/policy-routing-multihoming.txt"
 PLACE = Path("/run/lsmpy-bench")
 TOOLS = {4: "iptables", 6: "ip6tables"}
-ROUNDS = {2: 31, 4: 11, 16: 7, 64: 5}
+ROUNDS = {2: 31, 4: 11, 16: 7, 64: 15}
 QUICK_ROUNDS = {2: 2, 4: 2}
 ARTICLE_ROUNDS = {64: 1}  # it starts ten thousand programs there
 PAUSE_S = 0.25  # longer than the watcher lets a burst settle: every change measured is the first of its burst
