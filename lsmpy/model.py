@@ -56,7 +56,7 @@ class Addressed(Struct, frozen=True, kw_only=True):
 
     def addresses(self, family: Family) -> tuple[Interface, ...]:
         """Its addresses of one family with their networks, in the order of the file."""
-        return tuple(each for each in map(_interface, self.address) if each.version == family)
+        return _interfaces(self.address, family)
 
 
 class Isp(Addressed, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ class Isp(Addressed, frozen=True, kw_only=True):
 
     def next_hop(self, family: Family) -> Address | None:
         """The gateway of one family, or None when this ISP does not carry it."""
-        return next((each for each in map(_address, self.gateway) if each.version == family), None)
+        return _next_hop(self.gateway, family)
 
     def carries(self, family: Family) -> bool:
         """Whether this ISP has an address and a gateway of the family."""
@@ -131,14 +131,15 @@ class Router(Struct, frozen=True, kw_only=True):
         return isp.mark * lowest_bit(self.options.mark_mask)
 
 
+# A rebuild asks for these again and again, and to parse them takes longer than the rest of its thinking.
 @lru_cache(maxsize=1024)
-def _interface(text: str) -> Interface:
-    return ipaddress.ip_interface(text)
+def _interfaces(texts: tuple[str, ...], family: Family) -> tuple[Interface, ...]:
+    return tuple(each for each in map(ipaddress.ip_interface, texts) if each.version == family)
 
 
 @lru_cache(maxsize=1024)
-def _address(text: str) -> Address:
-    return ipaddress.ip_address(text)
+def _next_hop(texts: tuple[str, ...], family: Family) -> Address | None:
+    return next((each for each in map(ipaddress.ip_address, texts) if each.version == family), None)
 
 
 def lowest_bit(mask: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lsmpy import marking, netfilter, routing
 from lsmpy.model import Family, Interface, Isp, Lan, Router
@@ -204,6 +205,7 @@ def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> b
     return link is not None and link.up and str(address.ip) in link.addresses
 
 
+@lru_cache(maxsize=1024)
 def _target(address: Interface) -> str:
     network = address.network
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
