@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address, ip_interface
 
 from lsmpy import shares
@@ -142,16 +143,16 @@ def _check_weights(mistakes: Mistakes, isps: list[Isp]) -> None:
 
 
 def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+    return _parses(ip_address, text)
 
 
 def _is_interface(text: str) -> bool:
+    return _parses(ip_interface, text)
+
+
+def _parses(parse: Callable[[str], object], text: str) -> bool:
     try:
-        ip_interface(text)
+        parse(text)
     except ValueError:
         return False
     return True
