@@ -7,31 +7,45 @@ from ipaddress import ip_address, ip_interface
 
 from lsmpy import shares
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import FAMILIES, Addressed, Isp, Lan, Options, lowest_bit
+from lsmpy.model import AUTO, FAMILIES, NONE, Addressed, Isp, Lan, Options, lowest_bit, parse_check
 
 
 def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
-    """Add what does not fit together to the `mistakes`."""
+    """Add to the `mistakes` what does not fit together."""
     _check_mask(mistakes, isps, options.mark_mask)
     _unique(mistakes, "isp", isps, ("name", "mark", "table"))
     _unique(mistakes, "lan", lans, ("name",))
-    interfaces: dict[str, str] = {}
+    interfaces: dict[str, tuple[str, str]] = {}
     addresses: dict[str, str] = {}
     for table, items in (("isp", isps), ("lan", lans)):
         for index, item in enumerate(items):
-            if other := interfaces.get(item.interface):
-                text = f"{shown(item.interface)} is {other}'s already; each ISP and LAN needs an interface of its own"
+            other, owner = interfaces.setdefault(item.interface, (table, item.name))
+            if owner != item.name and (other, table) != ("isp", "isp"):
+                text = f"{shown(item.interface)} is {owner}'s already; each LAN needs an interface of its own"
                 mistakes.wrong(table, index, "interface", text)
-            interfaces.setdefault(item.interface, item.name)
             _check_addresses(mistakes, table, index, item)
             for text in item.address:
-                other = addresses.setdefault(text.split("/")[0], item.name)
-                if other != item.name:
-                    mistakes.wrong(table, index, "address", f"{text} is {other}'s already; give each its own")
+                owner = addresses.setdefault(text.split("/")[0], item.name)
+                if owner != item.name and text != AUTO:
+                    mistakes.wrong(table, index, "address", f"{text} is {owner}'s already; give each its own")
     for index, isp in enumerate(isps):
         _check_isp(mistakes, index, isp)
     if options.balance == "nth" and not mistakes.any_replaced("balance", "weight", "tier"):
         _check_weights(mistakes, isps)
+
+
+def check_router_part(mistakes: Mistakes, isps: list[Isp]) -> None:
+    """Add to the `mistakes` what the prober can do and a rebuild cannot yet."""
+    interfaces: dict[str, str] = {}
+    for index, isp in enumerate(isps):
+        for key, texts in (("address", isp.address), ("gateway", isp.gateway)):
+            for text in sorted({AUTO, NONE}.intersection(texts)):
+                later = f'"{text}" needs a later version of lsmpy-reconfig; give the address'
+                mistakes.wrong("isp", index, key, later)
+        other = interfaces.setdefault(isp.interface, isp.name)
+        if other != isp.name:
+            later = f"is {other}'s already, which needs a later version of lsmpy-reconfig; give each ISP its own"
+            mistakes.wrong("isp", index, "interface", f"{shown(isp.interface)} {later}")
 
 
 def _check_mask(mistakes: Mistakes, isps: list[Isp], mask: int) -> None:
@@ -60,8 +74,11 @@ def _check_addresses(mistakes: Mistakes, table: str, index: int, item: Addressed
     if not item.address and mistakes.usable(table, index, "address"):
         mistakes.wrong(table, index, "address", 'is empty; give an address with its prefix, such as "192.0.2.1/24"')
     for text in item.address:
-        if text == "auto":
-            mistakes.wrong(table, index, "address", '"auto" needs a later version of lsmpy; give the address')
+        if text == AUTO:
+            if table == "lan":
+                mistakes.wrong(table, index, "address", '"auto" needs a later version of lsmpy; give the address')
+            elif len(item.address) > 1:
+                mistakes.wrong(table, index, "address", '"auto" stands beside others; give it alone, or addresses')
             continue
         if not _is_interface(text):
             mistakes.wrong(table, index, "address", f'{shown(text)} is no address; give one such as "192.0.2.1/24"')
@@ -78,8 +95,9 @@ def _check_isp(mistakes: Mistakes, index: int, isp: Isp) -> None:
     hops_known = all(map(_is_address, isp.gateway)) and mistakes.usable("isp", index, "gateway")
     hops: dict[int, str] = {}
     for text in isp.gateway:
-        if text in ("auto", "none"):
-            mistakes.wrong("isp", index, "gateway", f'"{text}" needs a later version of lsmpy; give the address')
+        if text in (AUTO, NONE):
+            if len(isp.gateway) > 1:
+                mistakes.wrong("isp", index, "gateway", f'"{text}" stands beside others; give it alone, or addresses')
             continue
         if not _is_address(text):
             mistakes.wrong("isp", index, "gateway", f'{shown(text)} is no address; give one such as "192.0.2.2"')
@@ -109,22 +127,32 @@ def _check_isp(mistakes: Mistakes, index: int, isp: Isp) -> None:
         highest, lowest = isp.probe.max_packet_loss, isp.probe.min_packet_loss
         text = f"max_packet_loss ({highest}) must be above min_packet_loss ({lowest}), or the ISP would flip"
         mistakes.wrong("isp", index, "probe", text)
+    for kind in ("rtt", "jitter"):
+        highest, lowest = (getattr(isp.probe, f"{end}_{kind}_ms") for end in ("max", "min"))
+        if (highest or lowest) and not 0 < lowest < highest:
+            text = f"max_{kind}_ms ({highest}) needs a min_{kind}_ms above 0 and below it, to come back at"
+            mistakes.wrong("isp", index, "probe", f"{text}; it is {lowest}")
 
 
 def _check_targets(mistakes: Mistakes, index: int, isp: Isp, families: set[int]) -> None:
     if not isp.check:
         mistakes.wrong("isp", index, "check", "is empty; give at least one address that only this ISP's failure hides")
     for place, text in enumerate(isp.check):
+        try:
+            check = parse_check(text)
+        except ValueError:
+            forms = '"192.0.2.9", "gateway", "arp", "tcp://192.0.2.9:443" or "dns://192.0.2.9/example.org"'
+            mistakes.wrong("isp", index, "check", f"{shown(text)} is nothing to ask; give one such as {forms}")
+            continue
         if text == "gateway":
             mistakes.warnings.append(
                 f"{isp.name}: check: the gateway answers while its upstream is dead; probe an address behind it"
             )
-        elif not _is_address(text):
-            later = text == "arp" or "://" in text
-            why = "needs a later version of lsmpy; give an address" if later else "is no address; give one to ping"
-            mistakes.wrong("isp", index, "check", f"{shown(text)} {why}")
-        elif (version := ip_address(text).version) not in families:
-            mistakes.wrong("isp", index, "check", f"{text} is IPv{version}, for which this ISP has no gateway")
+        if check.address is None and NONE in isp.gateway:
+            mistakes.wrong("isp", index, "check", f"{shown(text)} asks the gateway and there is none; give an address")
+        elif check.address and check.address.version not in families:
+            family = f"IPv{check.address.version}"
+            mistakes.wrong("isp", index, "check", f"{text} is {family}, for which this ISP has no gateway")
         if text in isp.check[:place]:
             mistakes.wrong("isp", index, "check", f"{text} stands twice; give different targets")
 

@@ -31,8 +31,12 @@ _SINGLE_OR_LIST = {"address", "gateway", "check"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
 
 
-def load(path: Path) -> Router:
+def load(path: Path, probing: bool = False) -> Router:
     """Read and check the configuration in `path`.
+
+    Args:
+        path: the file.
+        probing: whether it is for those who only ask whether ISPs are up, and may hold what only they can do.
 
     Raises:
         ConfigError: with every mistake at once.
@@ -41,16 +45,17 @@ def load(path: Path) -> Router:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}. Nothing was changed.") from error
-    return parse(data, str(path), _table_names())
+    return parse(data, str(path), _table_names(), probing)
 
 
-def parse(data: bytes, source: str, table_names: dict[str, int]) -> Router:
+def parse(data: bytes, source: str, table_names: dict[str, int], probing: bool = False) -> Router:
     """Turn TOML into a `Router`.
 
     Args:
         data: the file's content.
         source: what messages call the file.
         table_names: names of routing tables and their numbers, as in rt_tables.
+        probing: as for `load`.
 
     Raises:
         ConfigError: with every mistake at once.
@@ -65,7 +70,7 @@ def parse(data: bytes, source: str, table_names: dict[str, int]) -> Router:
         where = re.search(r"line (\d+)", str(error))
         line = int(where[1]) if where else text.count("\n") + 1
         raise ConfigError(f"{source}:{line}: not TOML: {error}") from error
-    return _Reader(raw, text, source, table_names).router()
+    return _Reader(raw, text, source, table_names).router(probing)
 
 
 def _table_names() -> dict[str, int]:
@@ -91,7 +96,7 @@ class _Reader:
         self.raw, self.table_names = raw, table_names
         self.mistakes = Mistakes(text, source)
 
-    def router(self) -> Router:
+    def router(self, probing: bool) -> Router:
         raw = self.raw
         self._unknown("", raw, {"state_dir", "isp", "lan", *_TABLES, *_LATER_KEYS})
         tables = {name: self._fields(kind, name, None, raw.get(name, {})) for name, kind in _TABLES.items()}
@@ -105,6 +110,8 @@ class _Reader:
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
         options = Options(**tables["router"])
         checks.check(self.mistakes, isps, lans, options)
+        if not probing:
+            checks.check_router_part(self.mistakes, isps)
         self.mistakes.tell()
         return Router(
             isps=tuple(isps),

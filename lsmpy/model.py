@@ -6,10 +6,12 @@ import ipaddress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
 DEFAULT_STATE_DIR = "/var/run"
+AUTO, NONE = "auto", "none"  # an address or a gateway that the kernel tells; a link that has no gateway
 
 Family = Literal[4, 6]
 FAMILIES: tuple[Family, ...] = (4, 6)
@@ -22,11 +24,21 @@ Device = Annotated[str, Meta(pattern=r"^(?!\.\.?\Z)[A-Za-z0-9_.:@-]{1,15}\Z", de
 Percent = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
 Count = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")]
 Milliseconds = Annotated[int, Meta(ge=10, le=3_600_000, description="milliseconds, from 10 to 3600000")]
+Limit = Annotated[int, Meta(ge=0, le=3_600_000, description="milliseconds, from 0 (none) to 3600000")]
 Positive = Annotated[int, Meta(ge=1, le=0xFFFFFFFF, description="a whole number from 1")]
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):
-    """LSM's thresholds, in LSM's words; its window is the last 100 probes (README of LSM, "connection")."""
+    """LSM's thresholds, in LSM's words; its window is the last 100 probes (README of LSM, "connection").
+
+    A link goes down when its losses reach their `max` or its times pass theirs, and comes up when all are at or below
+    their `min`.
+
+    Attributes:
+        max_rtt_ms, min_rtt_ms: limits on the smoothed round trip time (RFC 6298's SRTT); 0 for none.
+        max_jitter_ms, min_jitter_ms: limits on its variation (RFC 6298's RTTVAR); 0 for none.
+        hold_down_ms: how long an ISP that has gone down stays down at least, doubled each time; 0 for not at all.
+    """
 
     interval_ms: Milliseconds = 1000
     timeout_ms: Milliseconds = 1000
@@ -34,6 +46,27 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True):
     max_successive_pkts_lost: Count = 7
     min_packet_loss: Percent = 5
     min_successive_pkts_rcvd: Count = 10
+    max_rtt_ms: Limit = 0
+    min_rtt_ms: Limit = 0
+    max_jitter_ms: Limit = 0
+    min_jitter_ms: Limit = 0
+    hold_down_ms: Limit = 0
+
+
+class Check(Struct, frozen=True):
+    """What is asked of whom to learn whether an ISP works.
+
+    Attributes:
+        kind: `echo` (ICMP, ICMPv6), `neighbour` (ARP, neighbour discovery), `tcp` (a connection) or `dns` (a query).
+        address: who is asked; None for the gateway.
+        port: of tcp and dns.
+        name: what is asked of a DNS server.
+    """
+
+    kind: Literal["echo", "neighbour", "tcp", "dns"]
+    address: Address | None = None
+    port: int = 0
+    name: str = ""
 
 
 class Nat(Struct, frozen=True):
@@ -77,6 +110,16 @@ class Isp(Addressed, frozen=True, kw_only=True):
     def next_hop(self, family: Family) -> Address | None:
         """The gateway of one family, or None when this ISP does not carry it."""
         return _next_hop(self.gateway, family)
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What `check` says."""
+        return tuple(map(parse_check, self.check))
+
+    @property
+    def follows(self) -> bool:
+        """Whether an address or a gateway is what the kernel has at the moment."""
+        return AUTO in (*self.address, *self.gateway)
 
     def carries(self, family: Family) -> bool:
         """Whether this ISP has an address and a gateway of the family."""
@@ -134,12 +177,42 @@ class Router(Struct, frozen=True, kw_only=True):
 # A rebuild asks for these again and again, and to parse them takes longer than the rest of its thinking.
 @lru_cache(maxsize=1024)
 def _interfaces(texts: tuple[str, ...], family: Family) -> tuple[Interface, ...]:
-    return tuple(each for each in map(ipaddress.ip_interface, texts) if each.version == family)
+    known = (each for each in texts if each != AUTO)
+    return tuple(each for each in map(ipaddress.ip_interface, known) if each.version == family)
 
 
 @lru_cache(maxsize=1024)
 def _next_hop(texts: tuple[str, ...], family: Family) -> Address | None:
-    return next((each for each in map(ipaddress.ip_address, texts) if each.version == family), None)
+    known = (each for each in texts if each not in (AUTO, NONE))
+    return next((each for each in map(ipaddress.ip_address, known) if each.version == family), None)
+
+
+@lru_cache(maxsize=1024)
+def parse_check(text: str) -> Check:
+    """The meaning of one text of `check`.
+
+    Raises:
+        ValueError: it has none; the message says what would.
+    """
+    if text in ("gateway", "arp"):
+        return Check("echo" if text == "gateway" else "neighbour")
+    if "://" not in text:
+        return Check("echo", ipaddress.ip_address(text))
+    url = urlsplit(text)
+    address, port = ipaddress.ip_address(url.hostname or ""), url.port
+    if url.scheme == "tcp" and port and not url.path.strip("/"):
+        return Check("tcp", address, port)
+    name = url.path.strip("/")
+    labels = name.split(".")
+    if url.scheme == "dns" and len(name) <= 253 and all(0 < len(each) <= 63 and each.isascii() for each in labels):
+        return Check("dns", address, port or 53, name)
+    raise ValueError(text)
+
+
+@lru_cache(maxsize=1024)
+def host(address: Interface | Address) -> str:
+    """The address alone, in the kernel's words."""
+    return str(address).partition("/")[0]
 
 
 def lowest_bit(mask: int) -> int:

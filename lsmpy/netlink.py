@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 from lsmpy.routing import PROTOCOL
 
-# RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, and group 20, which is IPV6_RULE.
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x80000
+# Groups to listen to: RTMGRP_LINK; IPV4_IFADDR and IPV6_IFADDR; IPV4_ROUTE and IPV6_ROUTE; IPV4_RULE, and group 20,
+# which is IPV6_RULE.
+LINKS, ADDRESSES, ROUTES, RULES = 0x1, 0x10 | 0x100, 0x40 | 0x400, 0x80 | 0x80000
 _LINKS_AND_ADDRESSES = frozenset({16, 17, 20, 21})
 _NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE = 24, 25, 32, 33
-_HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, port
-_INDEX_AT = _HEADER.size + 4  # in struct ifinfomsg and struct ifaddrmsg
-_PROTOCOL_AT = _HEADER.size + 5  # in struct rtmsg
-_ATTRIBUTES_AT = _HEADER.size + 12  # after struct rtmsg or struct fib_rule_hdr
+HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, port
+_INDEX_AT = HEADER.size + 4  # in struct ifinfomsg and struct ifaddrmsg
+_PROTOCOL_AT = HEADER.size + 5  # in struct rtmsg
+_ATTRIBUTES_AT = HEADER.size + 12  # after struct rtmsg or struct fib_rule_hdr
 _TABLE, _RULE_PROTOCOL = 15, 21  # RTA_TABLE and FRA_TABLE; FRA_PROTOCOL
 _BUFFER_BYTES = 1 << 20
 _NOTICE_CLOSING_S = 0.5
@@ -31,11 +32,11 @@ class Interest:
     tables: frozenset[int]
 
 
-def open_socket() -> socket.socket:
-    """A socket that becomes readable when something has changed."""
+def open_socket(groups: int = LINKS | ADDRESSES | ROUTES | RULES) -> socket.socket:
+    """A socket that becomes readable when something of these groups has changed."""
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-    opened.bind((0, _GROUPS))
+    opened.bind((0, groups))
     opened.settimeout(_NOTICE_CLOSING_S)
     return opened
 
@@ -55,15 +56,16 @@ def listen(opened: socket.socket, interest: Callable[[], Interest], on_change: C
                 return
             on_change()
             continue
-        if any(_matters(kind, message, interest()) for kind, message in _messages(data)):
+        if any(_matters(kind, message, interest()) for kind, message in messages(data)):
             on_change()
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and whole text of each message in what was received."""
     offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
+    while offset + HEADER.size <= len(data):
+        length, kind, *_ = HEADER.unpack_from(data, offset)
+        if length < HEADER.size:
             return
         yield kind, data[offset : offset + length]
         offset += (length + 3) & ~3

@@ -82,6 +82,12 @@ def read_text(path: Path) -> str | None:
     return text
 
 
+def make_own_directory(path: Path) -> None:
+    """Make the directory of one of the prober's own files in the state directory, unless it is there."""
+    with contextlib.suppress(OSError):  # write says it better
+        path.parent.mkdir(exist_ok=True)
+
+
 def write(path: Path, text: str) -> None:
     """Write a state, force or record file whole: a reader sees the old text or the new one, never a part.
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
 from typing import Literal
+
+from msgspec import Struct
 
 from lsmpy import model
 
 WINDOW = 100
+_MS = 1_000_000  # nanoseconds
 _ALL = (1 << WINDOW) - 1
-_MOST_IN_FLIGHT = 1 << 15  # half of the sequence numbers, so that none is in flight twice
+_MOST_DOUBLINGS = 5  # of the time that an ISP is held down
 
 Status = Literal["up", "down", "unknown"]
 Action = Literal["write", "adopt", "leave", "nothing"]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """The last `WINDOW` samples of one check target and what they amount to.
 
     Attributes:
@@ -25,6 +26,7 @@ class Link:
         losses: a bit for each sample, the newest the lowest, set where the probe was lost.
         samples: how many of the bits are samples.
         lost_in_a_row, received_in_a_row: up to the newest sample; one of them is 0.
+        rtt_ns, jitter_ns: smoothed round trip time and its variation (RFC 6298, 2); 0 before the first answer.
     """
 
     status: Status = "unknown"
@@ -32,6 +34,8 @@ class Link:
     samples: int = 0
     lost_in_a_row: int = 0
     received_in_a_row: int = 0
+    rtt_ns: int = 0
+    jitter_ns: int = 0
 
     @property
     def lost(self) -> int:
@@ -41,19 +45,28 @@ class Link:
     def __str__(self) -> str:
         """The samples in words, for the log."""
         run = f"{self.lost_in_a_row}" if self.lost_in_a_row else f"{self.received_in_a_row} answered"
-        return f"{self.lost} of the last {self.samples} probes lost, {run} in a row"
+        rtt = f", round trip {self.rtt_ns / _MS:.1f} ms ± {self.jitter_ns / _MS:.1f}" if self.rtt_ns else ""
+        return f"{self.lost} of the last {self.samples} probes lost, {run} in a row{rtt}"
 
 
-def step(link: Link, lost: bool, thresholds: model.Probe) -> Link:
-    """The link after one more sample (LSM's README, "connection")."""
-    after = Link(
-        link.status,
-        (link.losses << 1 | lost) & _ALL,
-        min(link.samples + 1, WINDOW),
-        link.lost_in_a_row + 1 if lost else 0,
-        0 if lost else link.received_in_a_row + 1,
-    )
-    return replace(after, status=_status(after, thresholds))
+def step(link: Link, rtt_ns: int | None, limits: model.Probe) -> Link:
+    """The link after one more sample, whose round trip time is None if it was lost (LSM's README, "connection")."""
+    lost = rtt_ns is None
+    smoothed_ns, jitter_ns = link.rtt_ns, link.jitter_ns
+    if rtt_ns is not None and smoothed_ns:
+        jitter_ns += (abs(smoothed_ns - rtt_ns) - jitter_ns) // 4
+        smoothed_ns += (rtt_ns - smoothed_ns) // 8
+    elif rtt_ns is not None:
+        smoothed_ns, jitter_ns = rtt_ns, rtt_ns // 2
+    losses = (link.losses << 1 | lost) & _ALL
+    lost_run = link.lost_in_a_row + 1 if lost else 0
+    received_run = 0 if lost else link.received_in_a_row + 1
+    samples = min(link.samples + 1, WINDOW)
+    after = Link(link.status, losses, samples, lost_run, received_run, smoothed_ns, jitter_ns)
+    status = _status(after, limits)
+    if status == link.status:
+        return after
+    return Link(status, losses, samples, lost_run, received_run, smoothed_ns, jitter_ns)
 
 
 def combine(statuses: Iterable[Status], quorum: int) -> Status:
@@ -64,41 +77,53 @@ def combine(statuses: Iterable[Status], quorum: int) -> Status:
     return "unknown" if each.count("up") + each.count("unknown") >= quorum else "down"
 
 
-@dataclass(slots=True)
-class Flight:
-    """The probes of one target whose fate is not told yet, in the order in which they were sent."""
+def blamed(links: Mapping[str, Mapping[str, Status]]) -> frozenset[str]:
+    """The check targets that are dead themselves, of those that several ISPs probe.
 
-    _sent_ns: dict[int, int] = field(default_factory=dict)
-    _answered: set[int] = field(default_factory=set)
+    A target that fails on every ISP at once, while another answers, fails for its own reasons. So does one that is
+    all that anybody probes, as far as can be told: one dead target must not take every ISP down.
 
-    def sent(self, seq: int, now_ns: int) -> None:
-        """A probe has left, or should have: a send that failed is lost like one that nobody answered (LSM)."""
-        self._sent_ns[seq] = now_ns
+    Args:
+        links: of each ISP, the status of each of its check targets.
+    """
+    seen: dict[str, list[str]] = {}
+    for isp, targets in links.items():
+        for target in targets:
+            seen.setdefault(target, []).append(isp)
+    found = set()
+    for target, isps in seen.items():
+        others = [status for isp in isps for other, status in links[isp].items() if other != target]
+        fails = len(isps) > 1 and all(links[isp][target] == "down" for isp in isps)
+        if fails and ("up" in others or not others):
+            found.add(target)
+    return frozenset(found)
 
-    def answered(self, seq: int) -> None:
-        """An answer has come; it counts only for a probe whose fate is not told yet."""
-        if seq in self._sent_ns:
-            self._answered.add(seq)
 
-    def fates(self, now_ns: int, timeout_ns: int) -> list[bool]:
-        """The samples that are settled now, oldest first, each told once: True for lost.
+class Damping(Struct, frozen=True):
+    """How an ISP that keeps changing is held down, longer each time.
 
-        An answer waits until all earlier probes are settled, so that "in a row" means in the order of sending.
-        """
-        told = []
-        while self._sent_ns:
-            seq = next(iter(self._sent_ns))
-            lost = seq not in self._answered
-            if lost and now_ns < self._sent_ns[seq] + timeout_ns and len(self._sent_ns) < _MOST_IN_FLIGHT:
-                break
-            told.append(lost)
-            del self._sent_ns[seq]
-            self._answered.discard(seq)
-        return told
+    Attributes:
+        times: how often it has gone down again before it had been up for as long as it was held.
+        until_ns: until when it is held.
+        held_ns: for how long, from going down until then.
+        up_ns: when it last came up; None while it is not.
+    """
 
-    def deadline_ns(self, timeout_ns: int) -> int | None:
-        """When the oldest probe will be lost, None with none in flight."""
-        return self._sent_ns[next(iter(self._sent_ns))] + timeout_ns if self._sent_ns else None
+    times: int = 0
+    until_ns: int = 0
+    held_ns: int = 0
+    up_ns: int | None = None
+
+
+def damp(before: Damping, said: Status, now_ns: int, hold_down_ms: int) -> Damping:
+    """The damping after the probes have `said` something."""
+    if said == "up" and before.up_ns is None and now_ns >= before.until_ns:
+        return Damping(before.times, before.until_ns, before.held_ns, now_ns)
+    if said != "down" or before.up_ns is None:
+        return before
+    again = before.times + 1 if before.held_ns and now_ns < before.up_ns + before.held_ns else 0
+    held_ns = (hold_down_ms << min(again, _MOST_DOUBLINGS)) * 1_000_000
+    return Damping(again, now_ns + held_ns, held_ns, None)
 
 
 def decide(verdict: str | None, record: str | None, file: str | None) -> Action:
@@ -125,11 +150,26 @@ def decide(verdict: str | None, record: str | None, file: str | None) -> Action:
     return "write" if verdict and verdict != file else "nothing"
 
 
-def _status(link: Link, thresholds: model.Probe) -> Status:
-    too_many = link.lost >= thresholds.max_packet_loss
-    if link.status != "down" and (too_many or link.lost_in_a_row >= thresholds.max_successive_pkts_lost):
+def _status(link: Link, limits: model.Probe) -> Status:
+    lost = link.lost
+    if link.status != "down" and (
+        lost >= limits.max_packet_loss
+        or link.lost_in_a_row >= limits.max_successive_pkts_lost
+        or _is_slow(link, limits, limits.max_rtt_ms, limits.max_jitter_ms)
+    ):
         return "down"
-    few = link.lost <= thresholds.min_packet_loss
-    if link.status != "up" and few and link.received_in_a_row >= thresholds.min_successive_pkts_rcvd:
+    if (
+        link.status != "up"
+        and lost <= limits.min_packet_loss
+        and link.received_in_a_row >= limits.min_successive_pkts_rcvd
+        and not _is_slow(link, limits, limits.min_rtt_ms, limits.min_jitter_ms)
+    ):
         return "up"
     return link.status
+
+
+def _is_slow(link: Link, limits: model.Probe, rtt_ms: int, jitter_ms: int) -> bool:
+    """Whether a limit is passed; not before there were enough answers, so that one slow first one is none."""
+    if link.samples < limits.min_successive_pkts_rcvd:
+        return False
+    return bool(rtt_ms and link.rtt_ns > rtt_ms * _MS) or bool(jitter_ms and link.jitter_ns > jitter_ms * _MS)

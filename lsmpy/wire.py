@@ -1,4 +1,4 @@
-"""Frames and the socket that carries them: the only place that knows scapy, packet formats and packet sockets."""
+"""Packets and the socket that carries them: the only place that knows scapy, packet formats and packet sockets."""
 
 from __future__ import annotations
 
@@ -6,274 +6,404 @@ import array
 import contextlib
 import errno
 import functools
+import hashlib
+import os
 import socket
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from scapy.layers.inet import ICMP, IP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
-from scapy.layers.l2 import ARP, Ether
+from msgspec import Struct
+from scapy.layers.inet import ICMP, IP, ICMPerror, IPerror
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPerror6, IPv6
+from scapy.layers.l2 import ARP
 
 from lsmpy import LsmpyError
 
 Address = IPv4Address | IPv6Address
 
 ETH_IPV4, ETH_ARP, ETH_IPV6 = 0x0800, 0x0806, 0x86DD
-_BROADCAST = "ff:ff:ff:ff:ff:ff"
-_LARGEST = 2048  # of the frames that are of interest; longer ones are cut and then do not match
-_MOST_AT_ONCE = 256  # frames a call of `receive`, so that a flood cannot keep the caller from its clock
+_ETHER_TYPE = {4: ETH_IPV4, 6: ETH_IPV6}
+_BROADCAST = b"\xff" * 6
+_LARGEST = 2048  # of the packets that are of interest; longer ones are cut and then do not match
+# Packets a call of `receive`: more than a socket's buffer holds, so that whatever waits when it begins is taken in,
+# and few enough that a flood cannot keep the caller from its clock.
+_MOST_AT_ONCE = 1024
+_MOST_ERRORS_AT_ONCE = 16  # scapy needs most of a millisecond to read one
 
-# <linux/if_packet.h>, <linux/if_ether.h>, <linux/if_arp.h>, <asm/socket.h>; the socket module lacks them.
+# <linux/if_packet.h>, <linux/if_ether.h>, <linux/if_arp.h>, <asm/socket.h>, <linux/net_tstamp.h>, <linux/filter.h>;
+# the socket module lacks them.
 _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
-_ETH_P_ALL, _ARPHRD_ETHER = 3, 1
-_SO_ATTACH_FILTER = 26
+_ETH_P_ALL, ARPHRD_ETHER = 3, 1
+_SO_ATTACH_FILTER, _SO_TIMESTAMPING = 26, 37
+_STAMPS = 1 << 1 | 1 << 3 | 1 << 4  # SOF_TIMESTAMPING: TX_SOFTWARE, RX_SOFTWARE, SOFTWARE
+_SKF_AD_PROTOCOL = 0xFFFFF000
+
+# What an echo request carries: nonce, target, counter, tag, and as much more as ping(8) would send.
+_PAYLOAD = struct.Struct("!4sIQ8s32x")
+_TAGGED = struct.Struct("!IQ")
+_PATCH = struct.Struct("!Q8s")
 
 
 class WireError(LsmpyError):
     """The kernel does not let us have a packet socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class EchoReply:
-    """An ICMP or ICMPv6 echo reply as it came in; whose it is, is for the receiver to check."""
+class Sent(Struct, frozen=True):
+    """A probe has left the kernel; `at_ns` by CLOCK_REALTIME, as all times here."""
 
-    source: Address
-    destination: Address
-    ident: int
-    seq: int
-    payload: bytes
+    target: int
+    counter: int
+    at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """What an ARP reply or a neighbour advertisement tells: the hardware address of an address on the link."""
+class Reply(Struct, frozen=True):
+    """An answer that carries the tag of a probe of ours; whether it is between the right two is for the receiver."""
+
+    target: int
+    counter: int
+    source: bytes
+    destination: bytes
+    at_ns: int
+
+
+class Neighbour(Struct, frozen=True):
+    """What ARP or a neighbour advertisement tells: the hardware address of an address on the link."""
 
     address: Address
     mac: bytes
+    at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """An echo request that lacks only its sequence number.
+class Unreachable(Struct, frozen=True):
+    """Somebody on the way says that a probe of ours did not get there.
 
-    scapy needs most of a millisecond for a frame, so it builds one for each target and only two fields are patched.
+    Attributes:
+        target, seq: the address that was probed, and the low 16 bits of the probe's counter.
+        by: who says so.
+        reason: in scapy's words.
+    """
+
+    target: Address
+    seq: int
+    by: Address
+    reason: str
+
+
+Heard = Sent | Reply | Neighbour | Unreachable
+
+
+class Echo(Struct, frozen=True):
+    """An echo request that lacks only what differs from probe to probe.
+
+    scapy needs most of a millisecond for a packet, so it builds one for each target, and the rest is patched.
+
+    Attributes:
+        head: up to the checksum.
+        ident: the ICMP identifier.
+        fixed: nonce and target, with which the payload begins.
+        sum: ones' complement sum of all that the checksum covers and that stays (RFC 1071).
     """
 
     head: bytes
     ident: int
-    payload: bytes
-    sum: int  # ones' complement sum of all that the checksum covers, with sequence number 0 (RFC 1071)
+    fixed: bytes
+    sum: int
 
-    def frame(self, seq: int) -> bytes:
-        """The frame with sequence number `seq`, 0 to 65535."""
-        total = self.sum + seq
+    def packet(self, counter: int, tag: bytes) -> bytes:
+        """The packet of probe number `counter`, whose low 16 bits are the sequence number."""
+        patch, seq = _PATCH.pack(counter, tag), counter & 0xFFFF
+        total = self.sum + seq + sum(struct.unpack("!8H", patch))
+        total = (total & 0xFFFF) + (total >> 16)
         checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-        return self.head + struct.pack("!HHH", checksum, self.ident, seq) + self.payload
+        return b"".join((self.head, struct.pack("!HHH", checksum, self.ident, seq), self.fixed, patch, bytes(32)))
+
+
+def echo(source: Address, target: Address, ident: int, nonce: bytes, number: int) -> Echo:
+    """The echo request from `source` to `target`, which is number `number` of its port."""
+    payload = _PAYLOAD.pack(nonce, number, 0, bytes(8))
+    if target.version == 4:
+        packet = bytes(IP(src=str(source), dst=str(target), flags="DF", id=0) / ICMP(id=ident, seq=0) / payload)
+        icmp = 20
+    else:
+        packet = bytes(IPv6(src=str(source), dst=str(target)) / ICMPv6EchoRequest(id=ident, seq=0, data=payload))
+        icmp = 40
+    (checksum,) = struct.unpack_from("!H", packet, icmp + 2)
+    return Echo(packet[: icmp + 2], ident, payload[:8], ~checksum & 0xFFFF)
+
+
+class Question(Struct, frozen=True):
+    """A packet that asks all on the link for an address, with its EtherType and whom its frame goes to."""
+
+    packet: bytes
+    protocol: int
+    group: bytes
 
 
 @functools.lru_cache(256)
-def echo(mac: bytes, gateway_mac: bytes, source: Address, target: Address, ident: int, payload: bytes) -> Echo:
-    """An echo request from `source` to `target`, framed from our `mac` to the gateway's."""
-    packet = Ether(src=mac.hex(":"), dst=gateway_mac.hex(":"))
-    if target.version == 4:
-        packet /= IP(src=str(source), dst=str(target), flags="DF", id=0) / ICMP(id=ident, seq=0) / payload
-        icmp = 34
-    else:
-        packet /= IPv6(src=str(source), dst=str(target)) / ICMPv6EchoRequest(id=ident, seq=0, data=payload)
-        icmp = 54
-    frame = bytes(packet)
-    (checksum,) = struct.unpack_from("!H", frame, icmp + 2)
-    return Echo(frame[: icmp + 2], ident, payload, ~checksum & 0xFFFF)
-
-
-@functools.lru_cache(64)
-def solicitation(mac: bytes, source: Address, gateway: Address) -> bytes:
-    """The frame that asks all on the link for the gateway's hardware address, and tells them ours."""
+def solicitation(mac: bytes, source: Address, gateway: Address) -> Question:
+    """What asks for the gateway's hardware address, and tells it ours."""
     if gateway.version == 4:
         question = ARP(op="who-has", hwsrc=mac.hex(":"), psrc=str(source), pdst=str(gateway))
-        return bytes(Ether(src=mac.hex(":"), dst=_BROADCAST) / question)
+        return Question(bytes(question), ETH_ARP, _BROADCAST)
     low = gateway.packed[-3:]  # the solicited-node multicast address and its frame address (RFC 4291, RFC 2464)
     group = IPv6Address(bytes.fromhex("ff0200000000000000000001ff") + low)
-    ether = Ether(src=mac.hex(":"), dst=(b"\x33\x33\xff" + low).hex(":"))
     packet = IPv6(src=str(source), dst=str(group), hlim=255)
-    return bytes(ether / packet / ICMPv6ND_NS(tgt=str(gateway)) / ICMPv6NDOptSrcLLAddr(lladdr=mac.hex(":")))
-
-
-def parse(frame: bytes) -> EchoReply | Neighbour | None:
-    """What a frame means to us, None for everything else; never raises, whatever the frame holds."""
-    with contextlib.suppress(struct.error, ValueError):  # cut short somewhere
-        (kind,) = struct.unpack_from("!H", frame, 12)
-        if kind == ETH_ARP:
-            return _arp_reply(frame[14:])
-        if kind == ETH_IPV4:
-            return _ipv4(frame[14:])
-        if kind == ETH_IPV6:
-            return _ipv6(frame[14:])
-    return None
+    packet /= ICMPv6ND_NS(tgt=str(gateway)) / ICMPv6NDOptSrcLLAddr(lladdr=mac.hex(":"))
+    return Question(bytes(packet), ETH_IPV6, b"\x33\x33\xff" + low)
 
 
 class Port:
-    """A packet socket on one interface, which it follows when it goes, comes back or gets another hardware address.
+    """A packet socket on one interface, with the secrets of the probes that leave by it.
 
-    Frames go out and come in beside routes, rules and netfilter, so that only the link decides what a probe meets.
+    Packets go out and come in beside routes, rules and netfilter, so that only the link decides what a probe meets.
+    Only the link's own header is the kernel's, so that links with and without Ethernet look the same.
 
     Attributes:
-        mac: our hardware address on the interface; empty until it was there once.
-        problem: why frames cannot be sent at the moment, for a person; empty when they can.
+        problem: why nothing can be sent at the moment, for a person; empty when it can.
     """
 
-    def __init__(self, interface: str) -> None:
-        """Open the socket; the interface may be missing.
+    def __init__(self) -> None:
+        """Open the socket; it hears nothing before `bind`.
 
         Raises:
             WireError: we may not have packet sockets.
         """
-        self.interface, self.mac, self.problem, self._usable = interface, b"", "", False
+        self.problem = ""
+        self.ident = int.from_bytes(os.urandom(2), "big")
+        self._nonce, self._key = os.urandom(4), os.urandom(16)
+        self._interface, self._kind = "", 0
         try:
-            # No protocol: nothing arrives before the filter stands and the interface is chosen.
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         except OSError as error:
             raise WireError(
                 f"cannot open a packet socket: {error.strerror}. No probe was sent; run it as root or with CAP_NET_RAW"
             ) from error
         self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        attach_filter(self._socket)
-        self.follow()
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _STAMPS)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
     def fileno(self) -> int:
-        """For select."""
+        """For a selector."""
         return self._socket.fileno()
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
-    def follow(self) -> None:
-        """Find the interface again if it has gone, and read its hardware address."""
-        name, _, _, kind, mac = self._socket.getsockname()
-        self._usable = False
-        if name != self.interface:
-            try:
-                self._socket.bind((self.interface, _ETH_P_ALL))
-            except OSError as error:
-                self._fail(error)
-                return
-            _, _, _, kind, mac = self._socket.getsockname()
-        if kind != _ARPHRD_ETHER:
-            self.problem = f"{self.interface} is no Ethernet interface"
-            return
-        self.mac, self._usable = mac, True
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame if that is possible now; if not, `problem` says why."""
-        if not self._usable:
-            return
+    def bind(self, interface: str, kind: int, hops: tuple[Address, ...]) -> None:
+        """Use this interface, of this hardware type (ARPHRD_…), with these gateways to hear of, from now on."""
+        attach_filter(self._socket, self._nonce, self.ident, hops)
+        self._interface, self._kind, self.problem = interface, kind, ""
         try:
-            self._socket.send(frame)
+            self._socket.bind((interface, _ETH_P_ALL))
+        except OSError as error:
+            self._fail(error)
+
+    def echo(self, source: Address, target: Address, number: int) -> Echo:
+        """The echo request of this port's target number `number`."""
+        return echo(source, target, self.ident, self._nonce, number)
+
+    def probe(self, request: Echo, number: int, counter: int, version: int, mac: bytes) -> None:
+        """Send an echo request to the hardware address `mac`, which is empty on links without."""
+        self._send(request.packet(counter, self._tag(number, counter)), _ETHER_TYPE[version], mac)
+
+    def ask(self, question: Question) -> None:
+        """Ask the link for a gateway's hardware address."""
+        self._send(question.packet, question.protocol, question.group)
+
+    def receive(self) -> Iterator[Heard]:
+        """What has arrived and concerns probes, without waiting."""
+        # Frames first: what the kernel says of a probe's departure was there before its answer.
+        frames = list(self._frames(0))
+        for data, _, at_ns in self._frames(socket.MSG_ERRQUEUE):
+            with contextlib.suppress(struct.error):
+                nonce, target, counter, _ = _PAYLOAD.unpack(data[-_PAYLOAD.size :])
+                if nonce == self._nonce:
+                    yield Sent(target, counter, at_ns)
+        errors = 0
+        for data, protocol, at_ns in frames:
+            heard: Heard | None = parse(protocol, data, at_ns, self._nonce, self._tag)
+            if heard is None and errors < _MOST_ERRORS_AT_ONCE:
+                errors += 1
+                heard = parse_error(protocol, data, self.ident)
+            if heard is not None:
+                yield heard
+
+    def _tag(self, number: int, counter: int) -> bytes:
+        """What only we could have put into this probe, so that an answer proves that it arrived."""
+        return hashlib.blake2b(_TAGGED.pack(number, counter), key=self._key, digest_size=8).digest()
+
+    def _send(self, packet: bytes, protocol: int, mac: bytes) -> None:
+        try:
+            self._socket.sendto(packet, (self._interface, protocol, 0, self._kind, mac))
             self.problem = ""
         except OSError as error:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
         if error.errno in (errno.ENODEV, errno.ENXIO):
-            self.problem = f"{self.interface} does not exist"
+            self.problem = f"{self._interface} does not exist"
         elif error.errno not in (errno.ENOBUFS, errno.EAGAIN):  # a full queue: a link's normal way to lose a packet
-            self.problem = f"{self.interface}: {error.strerror}"
+            self.problem = f"{self._interface}: {error.strerror}"
 
-    def receive(self) -> Iterator[EchoReply | Neighbour]:
-        """What has arrived and concerns probes, without waiting."""
+    def _frames(self, queue: int) -> Iterator[tuple[bytes, int, int]]:
+        """Data, EtherType and time of what waits in one of the socket's queues."""
         for _ in range(_MOST_AT_ONCE):
             try:
-                frame = self._socket.recv(_LARGEST)
-            except OSError:  # nothing more, or the interface has gone down or away, which sending will tell
+                data, ancillary, _, address = self._socket.recvmsg(_LARGEST, 256, queue)
+            except BlockingIOError:
                 return
-            if (heard := parse(frame)) is not None:
-                yield heard
+            except OSError:  # the interface has gone down or away, which is told once
+                continue
+            for level, kind, value in ancillary:
+                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPING:
+                    seconds, nanoseconds = struct.unpack_from("=qq", value)
+                    yield data, address[1] if address else 0, seconds * 1_000_000_000 + nanoseconds
 
 
-def attach_filter(sock: socket.socket) -> None:
-    """Let only what `parse` understands wake us, however busy the router is."""
-    program = array.array("B", b"".join(_filter()))
+def parse(
+    protocol: int, packet: bytes, at_ns: int, nonce: bytes, tag: Callable[[int, int], bytes]
+) -> Reply | Neighbour | None:
+    """What a packet of an EtherType means to us, None for everything else; never raises, whatever the packet holds.
+
+    Args:
+        protocol, packet, at_ns: what arrived, and when.
+        nonce: with which our payloads begin.
+        tag: tells the tag of a target's probe.
+    """
+    with contextlib.suppress(struct.error):  # cut short somewhere
+        if protocol == ETH_ARP:
+            return _arp(packet, at_ns)
+        if protocol == ETH_IPV4:
+            version, _, length, _, fragment, _, kind = struct.unpack_from("!BBHHHBB", packet)
+            header = (version & 0xF) * 4
+            if version >> 4 == 4 and header >= 20 and kind == socket.IPPROTO_ICMP and not fragment & 0x3FFF:
+                ends = packet[12:16], packet[16:20]
+                return _echo_reply(0, ends, packet[header:length], at_ns, nonce, tag)
+        if protocol == ETH_IPV6:
+            first, length, kind, hops = struct.unpack_from("!IHBB", packet)
+            if first >> 28 == 6 and kind == socket.IPPROTO_ICMPV6 and 40 + length <= len(packet):
+                message = packet[40 : 40 + length]
+                # Hop limit 255: from this link and nowhere else (RFC 4861, 7.1.2).
+                if message[:2] == b"\x88\x00" and hops == 255 and len(message) >= 24:
+                    return _advertised(message, at_ns)
+                return _echo_reply(129, (packet[8:24], packet[24:40]), message, at_ns, nonce, tag)
+    return None
+
+
+def parse_error(protocol: int, packet: bytes, ident: int) -> Unreachable | None:
+    """The ICMP error that a packet is, if it is about an echo request of ours; never raises."""
+    try:
+        outer = (IP if protocol == ETH_IPV4 else IPv6)(packet)
+        message = outer.payload
+        inner = outer[IPerror if protocol == ETH_IPV4 else IPerror6]
+        request = inner[ICMPerror if protocol == ETH_IPV4 else ICMPv6EchoRequest]
+        if request.id == ident:
+            reason = message.sprintf("%code%")  # its name, or its number
+            return Unreachable(ip_address(inner.dst), request.seq, ip_address(outer.src), reason)
+    except (IndexError, AttributeError, TypeError, ValueError, struct.error):  # not of that form, or cut short
+        pass
+    return None
+
+
+def attach_filter(sock: socket.socket, nonce: bytes, ident: int, hops: tuple[Address, ...]) -> None:
+    """Let only what `parse` and `parse_error` understand wake us, however busy or hostile the link is."""
+    program = array.array("B", b"".join(_filter(nonce, ident, hops)))
     address, length = program.buffer_info()
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", length // 8, address))
 
 
-def _filter() -> Iterator[bytes]:
-    """The classic BPF program (Documentation/networking/filter.rst): ARP replies, echo replies, advertisements."""
-    ldh, ldb, ldb_x, ldx_ihl, jeq, jset, ret = 0x28, 0x30, 0x50, 0xB1, 0x15, 0x45, 0x06
-    accept, drop = 18, 19
-    for at, (code, operand, yes, no) in enumerate(
-        (
-            (ldh, 12, 0, 0),  # EtherType
-            (jeq, ETH_ARP, 4, 2),
-            (jeq, ETH_IPV4, 6, 3),
-            (jeq, ETH_IPV6, 13, drop),
-            (ldh, 20, 0, 0),  # 4: ARP operation
-            (jeq, 2, accept, drop),
-            (ldb, 23, 0, 0),  # 6: IPv4 protocol
-            (jeq, socket.IPPROTO_ICMP, 8, drop),
-            (ldh, 20, 0, 0),  # fragment offset: a later fragment has no ICMP header
-            (jset, 0x1FFF, drop, 10),
-            (ldx_ihl, 14, 0, 0),
-            (ldb_x, 14, 0, 0),  # ICMP type
-            (jeq, 0, accept, drop),
-            (ldb, 20, 0, 0),  # 13: IPv6 next header
-            (jeq, socket.IPPROTO_ICMPV6, 15, drop),
-            (ldb, 54, 0, 0),  # ICMPv6 type
-            (jeq, 129, accept, 17),
-            (jeq, 136, accept, drop),
-            (ret, 0x40000, 0, 0),
-            (ret, 0, 0, 0),
-        )
-    ):
-        jumps = code in (jeq, jset)
-        yield struct.pack("HBBI", code, yes - at - 1 if jumps else 0, no - at - 1 if jumps else 0, operand)
+def _filter(nonce: bytes, ident: int, hops: tuple[Address, ...]) -> Iterator[bytes]:
+    """The classic BPF program (Documentation/networking/filter.rst): replies, errors and neighbours of ours."""
+    (secret,) = struct.unpack("!I", nonce)
+    hop4 = next((int(hop) for hop in hops if hop.version == 4), 0)
+    hop6 = next((int(hop) & 0xFFFFFFFF for hop in hops if hop.version == 6), 0)
+    ld, ldh, ldb, ld_x, ldh_x, ldb_x, ldx_ihl = 0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0xB1
+    jeq, jset, ret = 0x15, 0x45, 0x06
+    program: list[tuple[int, int, str, str]] = []
+    labels: dict[str, int] = {}
+
+    def load(code: int, operand: int, label: str = "") -> None:
+        if label:
+            labels[label] = len(program)
+        program.append((code, operand, "", ""))
+
+    def jump(code: int, operand: int, yes: str, no: str) -> None:
+        program.append((code, operand, yes, no))
+
+    load(ldh, _SKF_AD_PROTOCOL)
+    jump(jeq, ETH_ARP, "arp", "")
+    jump(jeq, ETH_IPV4, "ip4", "")
+    jump(jeq, ETH_IPV6, "ip6", "drop")
+    load(ld, 14, "arp")  # sender: the gateway, in an answer or in an announcement
+    jump(jeq, hop4, "accept", "drop")
+    load(ldb, 9, "ip4")
+    jump(jeq, socket.IPPROTO_ICMP, "", "drop")
+    load(ldh, 6)  # fragment offset: a later fragment has no ICMP header
+    jump(jset, 0x1FFF, "drop", "")
+    load(ldx_ihl, 0)
+    load(ldb_x, 0)  # ICMP type: echo reply, unreachable, time exceeded
+    jump(jeq, 0, "reply4", "")
+    jump(jeq, 3, "error4", "")
+    jump(jeq, 11, "error4", "drop")
+    load(ld_x, 8, "reply4")
+    jump(jeq, secret, "accept", "drop")
+    load(ldh_x, 8 + 20 + 4, "error4")
+    jump(jeq, ident, "accept", "drop")
+    load(ldb, 6, "ip6")
+    jump(jeq, socket.IPPROTO_ICMPV6, "", "drop")
+    load(ldb, 40)  # ICMPv6 type: echo reply, neighbour advertisement, unreachable, time exceeded
+    jump(jeq, 129, "reply6", "")
+    jump(jeq, 136, "neighbour6", "")
+    jump(jeq, 1, "error6", "")
+    jump(jeq, 3, "error6", "drop")
+    load(ld, 48, "reply6")
+    jump(jeq, secret, "accept", "drop")
+    load(ld, 60, "neighbour6")  # the end of the address that is advertised
+    jump(jeq, hop6, "accept", "drop")
+    load(ldh, 48 + 40 + 4, "error6")
+    jump(jeq, ident, "accept", "drop")
+    load(ret, 0x40000, "accept")
+    load(ret, 0, "drop")
+    for at, (code, operand, yes, no) in enumerate(program, 1):
+        yield struct.pack("HBBI", code, labels[yes] - at if yes else 0, labels[no] - at if no else 0, operand)
 
 
-def _arp_reply(packet: bytes) -> Neighbour | None:
+def _arp(packet: bytes, at_ns: int) -> Neighbour | None:
     hardware, protocol, lengths, operation = struct.unpack_from("!HHHH", packet)
-    if (hardware, protocol, lengths, operation) != (1, ETH_IPV4, 0x0604, 2) or len(packet) < 28:
+    # An answer, or the question by which a host announces itself (RFC 5227, 3): its sender fields say the same.
+    if (hardware, protocol, lengths) != (1, ETH_IPV4, 0x0604) or operation not in (1, 2) or len(packet) < 28:
         return None
-    return _neighbour(packet[14:18], packet[8:14])
+    return _neighbour(packet[14:18], packet[8:14], at_ns)
 
 
-def _ipv4(packet: bytes) -> EchoReply | None:
-    version, _, length, _, fragment, _, protocol = struct.unpack_from("!BBHHHBB", packet)
-    header = (version & 0xF) * 4
-    if version >> 4 != 4 or header < 20 or protocol != socket.IPPROTO_ICMP or fragment & 0x3FFF or length > len(packet):
+def _echo_reply(
+    reply: int,
+    ends: tuple[bytes, bytes],
+    message: bytes,
+    at_ns: int,
+    nonce: bytes,
+    tag: Callable[[int, int], bytes],
+) -> Reply | None:
+    kind, code, _, _, seq = struct.unpack_from("!BBHHH", message)
+    if (kind, code, len(message)) != (reply, 0, 8 + _PAYLOAD.size):
         return None
-    return _echo_reply(0, packet[12:16], packet[16:20], packet[header:length])
-
-
-def _ipv6(packet: bytes) -> EchoReply | Neighbour | None:
-    first, length, protocol, hops = struct.unpack_from("!IHBB", packet)
-    if first >> 28 != 6 or protocol != socket.IPPROTO_ICMPV6 or 40 + length > len(packet):
+    said, target, counter, mac = _PAYLOAD.unpack_from(message, 8)
+    if said != nonce or mac != tag(target, counter) or seq != counter & 0xFFFF:
         return None
-    message = packet[40 : 40 + length]
-    # Hop limit 255: from this link and nowhere else (RFC 4861, 7.1.2).
-    if message[:2] == b"\x88\x00" and hops == 255 and len(message) >= 24:
-        return _advertised(message)
-    return _echo_reply(129, packet[8:24], packet[24:40], message)
+    return Reply(target, counter, *ends, at_ns)
 
 
-def _echo_reply(reply: int, source: bytes, destination: bytes, message: bytes) -> EchoReply | None:
-    kind, code, _, ident, seq = struct.unpack_from("!BBHHH", message)
-    if (kind, code) != (reply, 0):
-        return None
-    return EchoReply(ip_address(source), ip_address(destination), ident, seq, message[8:])
-
-
-def _advertised(message: bytes) -> Neighbour | None:
+def _advertised(message: bytes, at_ns: int) -> Neighbour | None:
     options = message[24:]
     while len(options) >= 8 and options[1]:
         if options[:2] == b"\x02\x01":  # target link-layer address, of Ethernet
-            return _neighbour(message[8:24], options[2:8])
+            return _neighbour(message[8:24], options[2:8], at_ns)
         options = options[options[1] * 8 :]
     return None
 
 
-def _neighbour(address: bytes, mac: bytes) -> Neighbour | None:
+def _neighbour(address: bytes, mac: bytes, at_ns: int) -> Neighbour | None:
     no_host = mac[0] & 1 or not any(mac)  # a group's address, or none
-    return None if no_host else Neighbour(ip_address(address), mac)
+    return None if no_host else Neighbour(ip_address(address), mac, at_ns)

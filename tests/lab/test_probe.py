@@ -158,9 +158,9 @@ def test_a_dead_upstream_is_down_and_a_revived_one_up(lab: Lab) -> None:
     lab.mend(1)
     lab.until(1, "up")
     first, last = [line for line in lab.logged() if line.startswith("ISP1")][:2]
-    assert first == f"ISP1 up: 0 of the last 3 probes lost, 3 answered in a row ({TARGET4})"
-    assert last.startswith("ISP1 down: 4 of the last ")
-    assert last.endswith(f" probes lost, 4 in a row ({TARGET4})")
+    assert first.startswith(f"ISP1 up: {TARGET4}: 0 of the last 3 probes lost, 3 answered in a row, round trip ")
+    assert last.startswith(f"ISP1 down: {TARGET4}: 4 of the last ")
+    assert " probes lost, 4 in a row, round trip " in last
 
 
 def test_routes_marks_and_the_firewall_do_not_decide(lab: Lab) -> None:
@@ -196,8 +196,7 @@ def test_an_interface_that_is_down_is_reported_once(lab: Lab) -> None:
     lab.until(1, "down")
     lab.ip("router", "link set wan1 up")
     lab.until(1, "up")
-    assert lab.log.read_text().count("ISP1: wan1: Network is down; its probes count as lost") == 1
-    assert lab.log.read_text().count("ISP1: probes are sent on wan1 again") == 1
+    assert lab.log.read_text().count("ISP1 down: wan1 is down\n") == 1
 
 
 def test_an_interface_that_was_deleted_comes_back_up(lab: Lab) -> None:
@@ -208,7 +207,7 @@ def test_an_interface_that_was_deleted_comes_back_up(lab: Lab) -> None:
         lab.until(1, "down")
         lab.plug(1)
         lab.until(1, "up")
-        lab.until_logged("ISP1: wan1 does not exist; its probes count as lost", times)
+        lab.until_logged("ISP1 down: wan1 does not exist", times)
     assert lab.says(2) == "up"
 
 
@@ -327,7 +326,7 @@ def test_a_busy_router_does_not_wake_it(lab: Lab) -> None:
     lab.start()
     lab.until(1, "up")
     sockets = lab.exec("router", "ss", "--packet", "--bpf")
-    assert (sockets.count("*:wan1"), sockets.count("*:wan2"), sockets.count("bpf filter (20)")) == (1, 1, 2)
+    assert (sockets.count("*:wan1"), sockets.count("*:wan2"), sockets.count("bpf filter (")) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -364,7 +363,7 @@ def test_a_new_configuration_keeps_what_is_known_by_name(lab: Lab) -> None:
     lab.cut(1)
     lab.ip("isp1", f"route replace blackhole {TARGET6}")
     lab.until(1, "down")
-    assert f"in a row ({TARGET6})" in lab.logged()[-1]
+    assert lab.logged()[-1].startswith(f"ISP1 down: {TARGET6}: ")
 
 
 def test_once_writes_each_verdict_and_ends(lab: Lab) -> None:

@@ -1,0 +1,196 @@
+"""Asks the kernel for its interfaces, addresses, default routes and the way to an address (rtnetlink(7))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from msgspec import Struct
+
+from lsmpy import LsmpyError, netlink
+
+Address = IPv4Address | IPv6Address
+
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
+_NEW_ROUTE, _ERROR, _DONE = 24, 2, 3
+_REQUEST, _DUMP = 0x1, 0x300
+_SOL_NETLINK, _STRICT_CHECK = 270, 12
+_LINK, _ADDRESS, _ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_MAC, _NAME = 1, 3  # IFLA_ADDRESS, IFLA_IFNAME
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_DESTINATION, _SOURCE, _OIF, _GATEWAY, _PRIORITY = 1, 2, 4, 5, 6  # RTA_…
+_UP, _RUNNING, _NOARP = 0x1, 0x40, 0x80  # IFF_…
+_UNUSABLE = 0x08 | 0x40  # IFA_F_DADFAILED, IFA_F_TENTATIVE
+_PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED
+_MAIN, _UNICAST = 254, 1
+_FAMILIES = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_BUFFER = 1 << 16
+
+
+class NetlinkError(LsmpyError):
+    """The kernel does not tell what it has."""
+
+
+class Link(Struct, frozen=True):
+    """One interface.
+
+    Attributes:
+        kind: its hardware type, ARPHRD_….
+        up: whether an administrator has set it up.
+        running: whether it has a carrier.
+        arp: whether its neighbours have hardware addresses to be asked for.
+        mac: its own hardware address.
+    """
+
+    name: str
+    index: int
+    kind: int
+    up: bool
+    running: bool
+    arp: bool
+    mac: bytes
+
+
+class Snapshot(Struct, frozen=True):
+    """What the kernel has at one moment.
+
+    Attributes:
+        links: the interfaces by name.
+        addresses: the usable addresses by interface index, lasting ones first.
+        hops: by interface index and family, the gateway of the best default route of the main table, None for one
+            without a gateway; empty unless asked for.
+    """
+
+    links: dict[str, Link]
+    addresses: dict[int, tuple[Address, ...]]
+    hops: dict[tuple[int, int], Address | None]
+
+
+def look(with_routes: bool) -> Snapshot:
+    """A new snapshot.
+
+    Raises:
+        NetlinkError: the kernel does not answer.
+    """
+    with _open() as kernel:
+        links = {link.name: link for link in map(_link, _dump(kernel, _GET_LINK, _LINK.pack(0, 0, 0, 0, 0)))}
+        found: dict[int, list[tuple[bool, Address]]] = {}
+        for message in _dump(kernel, _GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0)):
+            _note_address(found, message)
+        addresses = {index: tuple(each for _, each in sorted(some, key=_lasting)) for index, some in found.items()}
+        hops = _default_hops(kernel) if with_routes else {}
+    return Snapshot(links, addresses, hops)
+
+
+def way(source: Address, target: Address, link: Link) -> tuple[int, Address | None] | None:
+    """By which interface (its index) and gateway the kernel would send from `source` to `target` out of `link`.
+
+    None if it would not send at all.
+
+    Raises:
+        NetlinkError: the kernel does not answer.
+    """
+    size = 32 if target.version == 4 else 128
+    family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+    body = _ROUTE.pack(family, size, size, 0, 0, 0, 0, 0, 0)
+    body += _attribute(_DESTINATION, target.packed) + _attribute(_SOURCE, source.packed)
+    body += _attribute(_OIF, struct.pack("=I", link.index))
+    with _open() as kernel:
+        for kind, message in _ask(kernel, _GET_ROUTE, _REQUEST, body):
+            if kind == _NEW_ROUTE and message[netlink.HEADER.size + 7] == _UNICAST:
+                attributes = _attributes(message, _ROUTE.size)
+                gateway = attributes.get(_GATEWAY)
+                return _number(attributes.get(_OIF, b"")), ip_address(gateway) if gateway else None
+            return None
+    return None
+
+
+def _open() -> socket.socket:
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    opened.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)  # so that a dump can be of one table
+    opened.settimeout(5.0)
+    return opened
+
+
+def _dump(kernel: socket.socket, request: int, body: bytes) -> Iterator[bytes]:
+    return (message for _, message in _ask(kernel, request, _REQUEST | _DUMP, body))
+
+
+def _ask(kernel: socket.socket, request: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+    """The messages of the answer; an answer that is an error is its errno's message, or nothing when dumping."""
+    try:
+        kernel.send(netlink.HEADER.pack(netlink.HEADER.size + len(body), request, flags, 1, 0) + body)
+        while True:
+            for kind, message in netlink.messages(kernel.recv(_BUFFER)):
+                if kind == _DONE:
+                    return
+                if kind == _ERROR and flags & _DUMP:
+                    number = -struct.unpack_from("=i", message, netlink.HEADER.size)[0]
+                    if number in (errno.EOPNOTSUPP, errno.ENOENT):  # this kernel has no such family or table
+                        return
+                    raise NetlinkError(f"the kernel does not tell its interfaces: {os.strerror(number)}")
+                yield kind, message
+    except OSError as error:
+        raise NetlinkError(f"the kernel does not tell its interfaces: {error}") from error
+
+
+def _link(message: bytes) -> Link:
+    _, kind, index, flags, _ = _LINK.unpack_from(message, netlink.HEADER.size)
+    attributes = _attributes(message, _LINK.size)
+    name = attributes.get(_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    mac = attributes.get(_MAC, b"")
+    return Link(name, index, kind, bool(flags & _UP), bool(flags & _RUNNING), not flags & _NOARP, mac)
+
+
+def _note_address(found: dict[int, list[tuple[bool, Address]]], message: bytes) -> None:
+    _, _, short_flags, _, index = _ADDRESS.unpack_from(message, netlink.HEADER.size)
+    attributes = _attributes(message, _ADDRESS.size)
+    flags = _number(attributes[_IFA_FLAGS]) if _IFA_FLAGS in attributes else short_flags
+    own = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)  # the second is the peer's where there is a first
+    if own and not flags & _UNUSABLE:
+        found.setdefault(index, []).append((bool(flags & _PASSING), ip_address(own)))
+
+
+def _lasting(address: tuple[bool, Address]) -> bool:
+    return address[0]
+
+
+def _default_hops(kernel: socket.socket) -> dict[tuple[int, int], Address | None]:
+    best: dict[tuple[int, int], tuple[int, Address | None]] = {}
+    for number, family in _FAMILIES.items():
+        for message in _dump(kernel, _GET_ROUTE, _ROUTE.pack(number, 0, 0, 0, _MAIN, 0, 0, 0, 0)):
+            _, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message, netlink.HEADER.size)
+            attributes = _attributes(message, _ROUTE.size)
+            if length or table != _MAIN or kind != _UNICAST or _OIF not in attributes:
+                continue
+            metric = _number(attributes.get(_PRIORITY, bytes(4)))
+            gateway = attributes.get(_GATEWAY)
+            key = _number(attributes[_OIF]), family
+            if key not in best or metric < best[key][0]:
+                best[key] = metric, ip_address(gateway) if gateway else None
+    return {key: hop for key, (_, hop) in best.items()}
+
+
+def _attributes(message: bytes, body: int) -> dict[int, bytes]:
+    offset, found = netlink.HEADER.size + body, {}
+    while offset + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & 0x3FFF] = message[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value  # addresses and numbers need no padding
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value[:4], sys.byteorder)
