@@ -16,6 +16,7 @@ from lsmpy.lab import PORT, ROUTER, Lab, isp_node, lan_node, wait_until
 from lsmpy.model import Family
 
 LAN = "dev"
+_TUN = Path(__file__).with_name("tun.py")
 
 
 def configuration(
@@ -273,6 +274,19 @@ def rig(place: Path, text: str, main_default: str | None = None, server: bool = 
         if server:
             lab.start_server()
         yield made
+
+
+@contextmanager
+def tunnel(lab: Lab, node: str, name: str, *options: str) -> Iterator[list[str]]:
+    """A tun device in a namespace (options as in tun.py); the lines about its packets, complete when it is gone."""
+    said: list[str] = []
+    running = lab.start(node, [sys.executable, str(_TUN), f"--name={name}", *options], said.append)
+    try:
+        wait_until(lambda: said or not running.alive, what=f"{name} to be up")
+        assert said[0] == "ready\n", f"there is no {name}: {''.join(said)}"
+        yield said
+    finally:
+        running.stop()
 
 
 def tables(saved: str) -> list[str]:

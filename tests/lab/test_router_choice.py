@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from lsmpy import command, flows
-from lsmpy.lab import INTERNET, PORT, ROUTER, lan_node, wait_until
+from lsmpy import flows
+from lsmpy.lab import INTERNET, ROUTER, lan_node, wait_until
 from lsmpy.model import FAMILIES, Family
-from tests.lab.router_kit import LAN, Rig, Talk, configuration, rig, source
+from tests.lab.router_kit import LAN, Rig, Talk, configuration, rig, source, tunnel
 
 pytestmark = pytest.mark.lab
 
@@ -79,36 +78,29 @@ def test_shares_are_exact_in_every_window_of_a_hundred(
 
 @pytest.mark.parametrize("default", [None, "ISP1", "ISP2"])
 def test_what_main_knows_better_goes_there(tmp_path: Path, default: str | None) -> None:
-    """A VPN, as far as routing sees it: an interface that is no ISP's, and a static route over it."""
+    """A VPN: a tun device, and static routes over it. What comes out of the device is what the LANs have sent."""
+    there: dict[Family, str] = {4: "10.50.0.1", 6: "fd50::1"}
     with rig(tmp_path, configuration(), default) as router:
-        command.run("ip", "netns", "add", "vpn")
-        try:
+        with tunnel(router.lab, ROUTER, "tun0", "--answer") as seen:
             router.shell(
-                "ip link add tun0 type veth peer name tun0 netns vpn\n"
-                "ip addr add 10.99.0.1/30 dev tun0\nip addr add fd99::1/64 dev tun0 nodad\nip link set tun0 up\n"
+                "ip addr add 10.99.0.1/30 dev tun0\nip addr add fd99::1/64 dev tun0 nodad\n"
+                "ip route add 10.50.0.0/16 via 10.99.0.2\nip route add fd50::/16 via fd99::2\n"
             )
-            router.lab.shell(
-                "vpn",
-                "for file in /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 >$file; done\n"
-                "ip link set lo up\nip addr add 10.99.0.2/30 dev tun0\nip addr add fd99::2/64 dev tun0 nodad\n"
-                "ip addr add 10.50.0.1/32 dev lo\nip addr add fd50::1/128 dev lo\nip link set tun0 up\n"
-                "ip route add default via 10.99.0.1\nip route add default via fd99::1\n",
-            )
-            router.shell("ip route add 10.50.0.0/16 via 10.99.0.2\nip route add fd50::/16 via fd99::2\n")
-            said: list[str] = []
-            server = [sys.executable, "-m", "lsmpy.labserver", f"--port={PORT}", "--link=tun0=VPN"]
-            router.lab.start("vpn", [*server, "--address=10.50.0.1", "--address=fd50::1"], said.append)
-            wait_until(lambda: said, what="the VPN's server")
+            strayed = [router.arrived(isp, f"-d {to}", f) for isp in ("ISP1", "ISP2") for f, to in there.items()]
             router.rebuild()
+            talks = [Talk(to, proto) for to in there.values() for proto in PROTOS] * 3
             for lan in LANS:
-                there = router.ask(lan_node(lan), ["10.50.0.1", "fd50::1"], PROTOS, 12)
-                assert {(flow.isp, flow.source) for flow in there} == {
-                    ("VPN", str(router.lab.host(lan, family))) for family in FAMILIES
-                }
+                assert router.talk(lan_node(lan), talks) == ["once"] * len(talks)
+                for to in there.values():
+                    router.lab.run(lan_node(lan), "ping", "-c3", "-i0.02", "-W1", to)
                 assert {flow.isp for flow in router.send(8, PROTOS, FAMILIES, lan)} == {"ISP1", "ISP2"}
-            assert router.foreign() == 0
-        finally:
-            command.run("ip", "netns", "delete", "vpn")
+        hosts = [(str(router.lab.host(lan, family)), to, family) for lan in LANS for family, to in there.items()]
+        # The router itself looks for IPv6 routers and tells its groups.
+        assert {line.strip() for line in seen[1:] if " ff02::" not in line} == {
+            f"{host} {to} {n}" for host, to, family in hosts for n in (6, 17, 1 if family == 4 else 58)
+        }
+        assert [count() for count in strayed] == [0, 0, 0, 0]
+        assert router.foreign() == 0
 
 
 def test_lans_reach_each_other_and_the_router_itself(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,9 @@ pytestmark = pytest.mark.lab
 
 RATE = 1000.0
 STILL_MS = 1000.0  # a long flow without an answer for so long has been hurt
+ARTICLE = Path(__file__).with_name("article.sh")
+
+Change = Callable[[str], None]  # what ISP2's state file shall say; returns after the rebuild
 
 
 def steady(router: Rig) -> tuple[flows.Stream, flows.LongFlows]:
@@ -110,3 +116,94 @@ def test_a_link_that_really_goes_hurts_no_flow_on_the_other(tmp_path: Path, long
                 assert event.longest_gap_ms <= STILL_MS
         assert stay.isps() == homes
         assert router.foreign() == 0
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What rebuilds, one after another, did to new flows."""
+
+    rebuilds: int
+    seconds: float
+    flows: int
+    lost: int
+    foreign: int
+
+    def __str__(self) -> str:
+        loss = f"lost {self.lost} ({self.lost / self.flows:.1%}), {self.foreign} packets with a foreign source"
+        return f"{self.rebuilds} rebuilds in {self.seconds:.1f} s under {self.flows} new flows: {loss}"
+
+
+@contextmanager
+def by_the_article(router: Rig) -> Iterator[Change]:
+    def change(text: str) -> None:
+        router.say("ISP2", text)
+        result = router.anyhow("bash", str(ARTICLE), str(router.states))
+        assert result.status == 0, result.err
+
+    router.shell("for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$file; done\n")  # it asks for that
+    change("up")
+    yield change
+
+
+@contextmanager
+def one_shot(router: Rig) -> Iterator[Change]:
+    def change(text: str) -> None:
+        router.say("ISP2", text)
+        router.rebuild()
+
+    change("up")
+    yield change
+
+
+@contextmanager
+def watching(router: Rig) -> Iterator[Change]:
+    with router.watching() as watcher:
+
+        def change(text: str) -> None:
+            before = len(watcher.rebuilds)
+            router.say("ISP2", text)
+            wait_until(lambda: len(watcher.rebuilds) > before, what="a rebuild")
+
+        yield change
+
+
+def harm(router: Rig, change: Change, rebuilds: int) -> Harm:
+    """ISP2 is said to go down and up under load; without load all is well, before and afterwards.
+
+    For that it is another LAN that asks: the router may still know the load's ports.
+    """
+    everyone = {"ISP1", "ISP2"}
+    assert {flow.isp for flow in router.send(8, lan="rnd")} == everyone
+    arrived = router.arrived("ISP1", "-p udp")
+    with flows.Stream(router.lab, LAN, 1.1 * RATE, ("udp",), totals=True) as stream:
+        wait_until(arrived, what="new flows")
+        began = time.monotonic()
+        for number in range(rebuilds):
+            change("up" if number % 2 else "down")
+        seconds = time.monotonic() - began
+        totals = stream.stop()
+    assert totals.flows >= RATE * seconds
+    result = Harm(rebuilds, seconds, totals.flows, totals.lost, router.foreign())
+    # Packets between the making of its two counters leave the article's script out of step, until its next run.
+    change("down")
+    change("up")
+    assert {flow.isp for flow in router.send(8, lan="rnd")} == everyone
+    return result
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("default", [None, "ISP1"])
+def test_what_the_articles_script_does_to_flows_we_do_not(tmp_path: Path, default: str | None, long: bool) -> None:
+    """Under the same load: what finds no harm in our rebuilds must be able to see some."""
+    found = {}
+    for way in (by_the_article, one_shot, watching):
+        place = tmp_path / way.__name__
+        place.mkdir()
+        with rig(place, configuration(), default) as router, way(router) as change:
+            found[way] = harm(router, change, 100 if long else 6)
+        print(f"\n{way.__name__}, main's default {default}: {found[way]}", end="")
+    article = found[by_the_article]
+    assert article.lost > article.flows / 10
+    assert article.foreign >= article.rebuilds
+    for ours in (found[one_shot], found[watching]):
+        assert (ours.lost, ours.foreign) == (0, 0)
