@@ -7,8 +7,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from lsmpy import ConfigError, LsmpyError, changes, guard, kernel, marking, memory, netfilter, plan, state
 from lsmpy.changes import Changes
@@ -24,8 +25,7 @@ LOCK_PATH = Path("/run/lsmpy.lock")
 _FORWARDING: Mapping[Family, str] = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What one rebuild did.
 
     Attributes:
@@ -39,8 +39,7 @@ class Outcome:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Scene:
+class _Scene(Struct, frozen=True):
     """Everything that one rebuild starts from, read while the lock is held."""
 
     router: Router
@@ -228,7 +227,7 @@ def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list
         if refused:
             wanted = scene.plan(refused)
             steps = scene.steps(wanted)
-        kernel.load(scene.backend, steps)
+        kernel.load(scene.backend, steps, scene.live)
         _learn_spellings(scene, steps)
         for key, value in settings:
             kernel.write_sysctl(key, value)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lsmpy import netfilter
 from lsmpy.model import Family
@@ -13,8 +13,7 @@ from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """The steps for one family, in their order: add, load, drop. All empty: there is nothing to do.
 
     Attributes:
@@ -54,6 +53,11 @@ class Changes:
         """For iptables-restore: the middle step."""
         return netfilter.render(self.tables)
 
+    def part_text(self, live: Side) -> str:
+        """The same for `iptables-restore --noflush`: only the chains that differ; empty where that is not enough."""
+        parts = [netfilter.part(live.table(table.name), table) for table in self.tables]
+        return netfilter.render(parts) if all(part.chains for part in parts) else ""
+
 
 def add_text(routes: Iterable[Route], rules: Iterable[Rule]) -> str:
     """The text for `ip -batch` that adds these, routes first."""
@@ -84,6 +88,8 @@ def between(live: Side, want: Side) -> Changes:
 
 def diff(live: Side, want: Side) -> str:
     """The differences as a unified diff from the kernel to what a rebuild would make; empty when there are none."""
+    import difflib  # a rebuild has no need of it
+
     changes = between(live, want)
     names = {table.name for table in changes.tables}
     lines: list[str] = []

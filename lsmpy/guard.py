@@ -31,14 +31,12 @@ def is_first(live: Mapping[Family, Side]) -> bool:
 
 def _foreign(side: Side, wanted: Side, own: frozenset[str]) -> list[str]:
     """Rules that are neither in `own` chains nor in [rules], however the kernel spells those; each with its table."""
-    known = {(table.name, rule) for table in wanted.tables for rule in table.rules}
-    known |= {(table.name, rule) for table in wanted.tables for rule in memory.spelled_rules(wanted.family, table)}
-    return [
-        f"-t {table.name} {rule}"
-        for table in side.tables
-        for rule in table.rules
-        if (table.name, rule) not in known and not _is_ours(rule, own)
-    ]
+    found = []
+    for table in side.tables:
+        want = wanted.table(table.name)
+        known = {*want.rules, *memory.spelled_rules(wanted.family, want)}
+        found += [f"-t {table.name} {r}" for r in table.rules if r not in known and not _is_ours(r, own)]
+    return found
 
 
 def _is_ours(rule: str, own: frozenset[str]) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from lsmpy import LsmpyError, command, netfilter, routing
 from lsmpy.changes import Changes
@@ -47,8 +47,7 @@ class KernelError(LsmpyError):
     """The kernel or a tool refuses, and the message says which line and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(Struct, frozen=True):
     """Which of the two iptables is used: `nft` or `legacy`, and what its programs are called."""
 
     kind: str
@@ -63,8 +62,7 @@ class Backend:
         return f"{_TOOLS[family]}{self.infix}-save"
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """A route or rule that the kernel did not take, and its words."""
 
     item: Route | Rule
@@ -170,8 +168,8 @@ def read(
 def read_sysctl(key: str) -> str | None:
     """A setting below /proc/sys, None where it does not exist."""
     try:
-        with open(f"/proc/sys/{key}", encoding="ascii") as file:
-            return file.read().strip()
+        with open(f"/proc/sys/{key}", "rb", buffering=0) as file:  # many are asked for at every rebuild
+            return file.read().decode().strip()
     except OSError:
         return None
 
@@ -194,8 +192,13 @@ def add(steps: Iterable[Changes]) -> list[Refusal]:
     return refusals
 
 
-def load(backend: Backend, steps: Iterable[Changes]) -> None:
-    """Load tables whole, each in one commit.
+def load(backend: Backend, steps: Iterable[Changes], live: Mapping[Family, Side] | None = None) -> None:
+    """Load tables, each in one commit.
+
+    Args:
+        backend: the iptables to use.
+        steps: what to load.
+        live: what the kernel holds, so that only the chains that differ are loaded where that is enough.
 
     Raises:
         KernelError: one was refused; what was loaded before it stays.
@@ -203,8 +206,9 @@ def load(backend: Backend, steps: Iterable[Changes]) -> None:
     running = []
     for step in steps:
         if step.tables:
-            text = step.load_text()
-            running.append((text, command.start([backend.restore(step.family), *_LOCK_WAIT], text)))
+            part = step.part_text(live[step.family]) if live else ""
+            text, how = (part, ["--noflush"]) if part else (step.load_text(), [])
+            running.append((text, command.start([backend.restore(step.family), *_LOCK_WAIT, *how], text)))
     failures = []
     for text, process in running:
         try:

@@ -67,7 +67,8 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
     ]
 
 
-def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> list[Chain]:
+@lru_cache(maxsize=1024)
+def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
     full = mask == 0xFFFFFFFF
     mine, unset = (value, "0x0") if full else (f"{value}/{mask:#x}", f"0x0/{mask:#x}")
@@ -83,7 +84,7 @@ def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> list[Chain]
         f"-A {out} -m connmark --mark {unset} -j CONNMARK --set-xmark {value}/{mask:#x}",
         f"-A {out} -m connmark ! --mark {mine} -j DROP",
     ]
-    return [Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, out)))]
+    return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, out)))
 
 
 def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
@@ -109,15 +110,16 @@ def nat(isps: list[Isp], family: Family) -> Table:
     return netfilter.table("nat", [jump, Chain(chain, None, tuple(rules))])
 
 
-def _translations(isp: Isp, family: Family, chain: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def _translations(isp: Isp, family: Family, chain: str) -> tuple[str, ...]:
     kind = isp.nat.kind(family)
     if kind == "none":
-        return []
+        return ()
     first, *others = isp.addresses(family)
     target = f"SNAT --to-source {first.ip}" if kind == "snat" else "MASQUERADE"
     # A service that is bound to another of the ISP's addresses keeps it.
-    keep = [f"-A {chain} -s {each.ip}/{each.max_prefixlen} -o {isp.interface} -j RETURN" for each in others]
-    return [*keep, f"-A {chain} -o {isp.interface} -j {target}"]
+    keep = (f"-A {chain} -s {each.ip}/{each.max_prefixlen} -o {isp.interface} -j RETURN" for each in others)
+    return *keep, f"-A {chain} -o {isp.interface} -j {target}"
 
 
 def _chooser(balance: str, chain: str, candidates: list[Isp]) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def is_spelling_of(family: Family, live: Table, want: Table) -> bool:
     The live table is compared each time; only the translation is remembered.
     """
     known = _spellings().get(f"{family} {want.name}")
-    return known == [netfilter.render([want]), netfilter.render([live])]
+    return bool(known) and known == [netfilter.render([want]), netfilter.render([live])]
 
 
 def learn_spelling(family: Family, live: Table, want: Table) -> None:

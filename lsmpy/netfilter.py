@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lsmpy import ConfigError
 
@@ -18,8 +19,7 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """One chain: the policy of a built-in one (None: keep what it has), and its rules as iptables-save prints them."""
 
     name: str
@@ -27,8 +27,7 @@ class Chain:
     rules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """One table, its built-in chains first."""
 
     name: str
@@ -74,6 +73,14 @@ def merge(first: Table, second: Table) -> Table:
         before = chains.get(chain.name, Chain(chain.name))
         chains[chain.name] = Chain(chain.name, before.policy or chain.policy, before.rules + chain.rules)
     return table(first.name, chains.values())
+
+
+def part(live: Table, want: Table) -> Table:
+    """Only the chains of `want` that differ from `live`'s, or none if a built-in one does or some chain has to go."""
+    before = {chain.name: chain for chain in live.chains}
+    differing = tuple(chain for chain in want.chains if before.pop(chain.name, None) != chain)
+    enough = not before and not any(chain.name in BUILTIN[want.name] for chain in differing)
+    return Table(want.name, differing if enough else ())
 
 
 def render(tables: Iterable[Table]) -> str:
@@ -129,8 +136,7 @@ def parse(text: str, source: str) -> dict[str, Table]:
     return {name: draft.table() for name, draft in drafts.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(Struct, frozen=True):
     """A table that is being read; its methods return what is wrong with a line, or an empty string."""
 
     name: str

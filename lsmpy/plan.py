@@ -7,11 +7,12 @@ tables and rules of an ISP stay as they are while it is down, so that its connec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
+from msgspec import Struct
+
 from lsmpy import marking, netfilter, routing
-from lsmpy.model import Family, Interface, Isp, Lan, Router
+from lsmpy.model import Family, Interface, Isp, Lan, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
@@ -21,8 +22,7 @@ OWN_TABLES = ("filter", "nat", "mangle")
 FROM_MAIN, BY_SOURCE, BY_MARK = 20000, 20001, 20002  # priorities of our rules, before main's 32766
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """Whether new connections may use one ISP, and why not, or what of it cannot be used.
 
     `broken`: the reason lies in the kernel, not in the state files.
@@ -34,8 +34,7 @@ class Verdict:
     broken: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """What the kernel holds, or shall hold, of one family.
 
     Attributes:
@@ -55,8 +54,7 @@ class Side:
         return next((each for each in self.tables if each.name == name), netfilter.table(name))
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """The whole router: one side a family, the interfaces' settings, and what was decided of each ISP."""
 
     sides: tuple[Side, ...]
@@ -105,8 +103,8 @@ def missing(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> str:
         return f"interface {isp.interface} is not up"
     if not link.carrier:
         return f"interface {isp.interface} has no carrier"
-    address = isp.addresses(family)[0].ip
-    return "" if str(address) in link.addresses else f"interface {isp.interface} does not have {address}"
+    address = host(isp.addresses(family)[0])
+    return "" if address in link.addresses else f"interface {isp.interface} does not have {address}"
 
 
 def _verdict(
@@ -180,7 +178,7 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
             yield routing.unicast(family, number, target, device, None, source)
         # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
         if _has(isp.interface, isp.addresses(family)[0], links):
-            yield routing.unicast(family, number, "default", isp.interface, str(isp.next_hop(family)), None)
+            yield routing.unicast(family, number, "default", isp.interface, host(isp.next_hop(family)), None)
         yield routing.unreachable(family, number)
 
 
@@ -194,7 +192,7 @@ def _local(
             if _has(item.interface, each, links):
                 # Of several addresses in a network the first is the source, as it is for NAT. IPv6 picks the source
                 # itself, and refuses one that is still being checked for duplicates.
-                networks.setdefault(_target(each), (item.interface, str(each.ip) if family == 4 else None))
+                networks.setdefault(_target(each), (item.interface, host(each) if family == 4 else None))
     return networks
 
 
@@ -202,7 +200,7 @@ def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> b
     if links is None:
         return True
     link = links.get(device)
-    return link is not None and link.up and str(address.ip) in link.addresses
+    return link is not None and link.up and host(address) in link.addresses
 
 
 @lru_cache(maxsize=1024)
@@ -217,7 +215,7 @@ def _rules(router: Router, family: Family, isps: list[Isp]) -> Iterable[Rule]:
     for isp in isps:
         table = int(isp.table)
         for each in isp.addresses(family):
-            yield Rule(BY_SOURCE, f"from {each.ip}", table)
+            yield Rule(BY_SOURCE, f"from {host(each)}", table)
         yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))

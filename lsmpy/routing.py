@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
@@ -57,8 +56,7 @@ class Route(Struct, frozen=True, rename=_NAMES):
         return " ".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`."""
 
     priority: int
@@ -75,8 +73,7 @@ class Rule:
         return " ".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """What the kernel says of one interface: administratively up, with a carrier, and its addresses."""
 
     up: bool

@@ -126,6 +126,15 @@ def test_a_diff_is_empty_exactly_when_nothing_differs(live: Side, want: Side) ->
     assert bool(changes.diff(live, want)) == bool(changes.between(live, want))
 
 
+@given(images(live=True), images(live=False))
+def test_a_part_leads_to_what_the_whole_table_does(live: Side, want: Side) -> None:
+    for table in changes.between(live, want).tables:
+        before = live.table(table.name).with_policies({})
+        part = netfilter.part(before, table)
+        if part.chains:
+            assert netfilter.table(table.name, (*before.chains, *part.chains)).same_as(table)
+
+
 @given(scenes(), st.data())
 def test_a_change_of_state_loads_at_most_the_table_that_marks(scene: Scene, data: st.DataObject) -> None:
     one, two = scene.plan(), scene.plan(data.draw(statuses(scene.router)))
@@ -133,6 +142,10 @@ def test_a_change_of_state_loads_at_most_the_table_that_marks(scene: Scene, data
         step = changes.between(live, want)
         assert not {*step.adding, *step.stale_routes, *step.stale_rules}
         assert {table.name for table in step.tables} <= {"mangle"}
+        for table in step.tables:
+            part = netfilter.part(live.table(table.name).with_policies({}), table)
+            assert part.chains
+            assert all(chain.name.startswith("CHOOSE-") for chain in part.chains)
 
 
 @given(scenes())

@@ -65,6 +65,16 @@ def test_only_tables_that_differ_are_loaded() -> None:
     assert [each.name for each in step.tables] == ["mangle"]
 
 
+def test_only_chains_that_differ_are_loaded_where_that_is_enough() -> None:
+    jump, old = Chain("INPUT", "ACCEPT", ("-A INPUT -j MINE",)), Chain("MINE", None, ("-A MINE -j DROP",))
+    live = side(netfilter.table("filter", [jump, old, Chain("SAME")]).with_policies({}))
+    want = side(netfilter.table("filter", [jump, Chain("MINE"), Chain("SAME")]))
+    assert changes.between(live, want).part_text(live) == "*filter\n:MINE - [0:0]\nCOMMIT\n"
+    step = changes.between(live, side(*want.tables, netfilter.table("nat", [Chain("OUTPUT", "DROP")])))
+    assert step.part_text(live) == ""
+    assert [each.name for each in step.tables] == ["filter", "nat"]
+
+
 def test_a_table_that_the_kernel_does_not_have_and_nobody_needs_is_not_made() -> None:
     assert not changes.between(side(), side(EMPTY))
 

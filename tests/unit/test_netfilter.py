@@ -110,3 +110,12 @@ def test_the_order_of_chains_means_nothing_and_that_of_rules_much() -> None:
     other = Chain("A", None, one.rules[::-1])
     assert table("raw", [one, two]).same_as(table("raw", [two, one]))
     assert not table("raw", [one, two]).same_as(table("raw", [other, two]))
+
+
+def test_a_part_holds_the_chains_that_differ() -> None:
+    jump, same, old = Chain("OUTPUT", "ACCEPT", ("-A OUTPUT -j MINE",)), Chain("SAME"), Chain("MINE")
+    mine, new = Chain("MINE", None, ("-A MINE -j DROP",)), Chain("NEW")
+    live = table("raw", [jump, same, old])
+    assert netfilter.part(live, table("raw", [jump, new, mine, same])).chains == (new, mine)
+    assert not netfilter.part(live, table("raw", [jump, mine])).chains, "SAME would stay"
+    assert not netfilter.part(live, table("raw", [mine, same])).chains, "what a built-in chain holds would stay"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lsmpy import changes, netfilter, plan, script, state
@@ -100,7 +100,7 @@ def run(tmp_path: Path, made: Plan, rules: str = "", routes: str = "") -> str:
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     # Without the settings: nothing here may touch the machine.
-    text = script.render(replace(made, sysctls=()))
+    text = script.render(msgspec.structs.replace(made, sysctls=()))
     assert "/proc/sys" not in text
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["sh"], input=text, text=True, check=True, env=environment, capture_output=True)
