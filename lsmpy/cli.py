@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lsmpy import LsmpyError, __version__, config, state
@@ -26,19 +27,29 @@ def main(argv: list[str] | None = None) -> int:
         "-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
     )
 
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
+        added = commands.add_parser(name, parents=[common], help=text, description=description)
+        added.set_defaults(run=run)
+        return added
+
     text = "take an ISP out of use or into it by hand, or give it back to its state file (auto)"
-    force = commands.add_parser("force", parents=[common], help=text, description=f"{text.capitalize()}.")
+    force = command("force", text, _force)
     force.add_argument("name", metavar="NAME", help="the ISP")
     force.add_argument("to", choices=[*state.FORCES, "auto"])
     force.add_argument("--state-dir", type=Path, metavar="DIR", help="where the state files are, instead of state_dir")
-    force.set_defaults(run=_force)
+
+    text = "show how every ISP is and why; exit status 0 with all up, 1 with some, 2 with none"
+    status = command("status", text, _status)
+    status.add_argument("--state-dir", type=Path, metavar="DIR", help="where the state files are, instead of state_dir")
+    status.add_argument("--watch", action="store_true", help="show it again every second, until Ctrl-C")
+    status.add_argument("--json", action="store_true", help="print JSON, one object a line")
 
     text = "break every ISP of a twin of this router, in namespaces, and report what happens"
-    rehearse = commands.add_parser("rehearse", parents=[common], help=text, description=f"{text.capitalize()}.")
+    rehearse = command("rehearse", text, _rehearse)
     rehearse.add_argument(
         "--json", action="store_true", help="print the facts as JSON, and the timeline on standard error"
     )
-    rehearse.set_defaults(run=_rehearse)
 
     options = parser.parse_args(argv)
     try:
@@ -52,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _force(options: argparse.Namespace) -> int:
-    router = config.load(options.config)
+    router = config.load(options.config, probing=True)
     names = [isp.name for isp in router.isps]
     if options.name not in names:
         raise UnknownIspError(f"there is no ISP {options.name}; known are {', '.join(names)}. Nothing was changed")
@@ -67,6 +78,14 @@ def _force(options: argparse.Namespace) -> int:
         state.write(path, options.to)
         print(f"{options.name} is forced {options.to} ({path}); to undo this: lsmpy force {options.name} auto")
     return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from lsmpy import status  # what it rests on no other command needs
+
+    router = config.load(options.config, probing=True)
+    directory = options.state_dir or Path(router.state_dir)
+    return status.show([isp.name for isp in router.isps], directory, options.watch, options.json)
 
 
 def _rehearse(options: argparse.Namespace) -> int:

@@ -117,6 +117,11 @@ class Isp(Addressed, frozen=True, kw_only=True):
         return tuple(map(parse_check, self.check))
 
     @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that it has addresses of, or may have."""
+        return tuple(family for family in FAMILIES if AUTO in self.address or self.addresses(family))
+
+    @property
     def follows(self) -> bool:
         """Whether an address or a gateway is what the kernel has at the moment."""
         return AUTO in (*self.address, *self.gateway)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lsmpy import LsmpyError, config, links, netlink, standing, state, verdict
+from lsmpy import LsmpyError, config, links, netlink, standing, state, verdict, wire
 from lsmpy.prober import Prober, Target, clock_ns, statuses
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
-_MOST_SLACK_NS = 10_000_000
+_MOST_SLACK_NS = 20_000_000
 
 
 class ProbeError(LsmpyError):
@@ -189,7 +189,11 @@ class Daemon:
         for warning in router.warnings:
             log.warning("%s", warning)
         old = {each.isp.name: each for each in self._probers}
-        probers = [Prober(isp, self._selector, old.pop(isp.name, None)) for isp in router.isps]
+        ports = [old[isp.name].port if isp.name in old else wire.Port() for isp in router.isps]
+        probers = [
+            Prober(isp, port, self._selector, old.pop(isp.name, None))
+            for isp, port in zip(router.isps, ports, strict=True)
+        ]
         for gone in old.values():
             gone.close()
         self._directory, self._probers = directory, probers
@@ -208,7 +212,7 @@ class Daemon:
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)
-        self._slack_ns = min(shortest_ms * 10_000, _MOST_SLACK_NS)  # a hundredth
+        self._slack_ns = min(shortest_ms * 20_000, _MOST_SLACK_NS)  # a fiftieth
 
 
 def settle(directory: Path, name: str, said: str | None) -> str | None:

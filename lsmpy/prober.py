@@ -9,16 +9,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lsmpy import dial, model, standing, uplink, verdict, wire
+from lsmpy import dial, standing, uplink, verdict, wire
 from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
-from lsmpy.model import FAMILIES, Address, Check, Family, Isp
+from lsmpy.model import Address, Check, Family, Isp
 from lsmpy.uplink import Fault, Path
 
 log = logging.getLogger(__name__)
 
 _MS, _S = 1_000_000, 1_000_000_000  # nanoseconds
 _REFRESH_NS = 30 * _S  # how old a gateway's hardware address may be while probes are answered
+_MOST_REASONS = 3  # in a line of the log
 _ASK_AGAIN_NS = _S // 4  # how often it is asked for while they are not
 
 
@@ -46,7 +47,7 @@ class Target:
         flight: its probes under way.
         path: how it is reached now, or why it is not.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
-        reason: of the last loss, where there was more than silence.
+        reason: of the present losses, where there is more than silence.
         foreign: answers with our tag from somebody else.
     """
 
@@ -78,19 +79,14 @@ class Target:
 class Prober:
     """Probes the targets of one `isp`; `status` is what that has come to."""
 
-    def __init__(self, isp: Isp, selector: selectors.BaseSelector, old: Prober | None = None) -> None:
-        """Prepare to probe `isp`, with what `old` knows of it.
-
-        Raises:
-            WireError: we may not have packet sockets.
-        """
-        self.isp, self._selector = isp, selector
+    def __init__(self, isp: Isp, port: wire.Port, selector: selectors.BaseSelector, old: Prober | None = None) -> None:
+        """Prepare to probe `isp` by a `port`, which is `old`'s if that is given, with what that one knows."""
+        self.isp, self.port, self._selector = isp, port, selector
         self.status: verdict.Status = old.status if old else "unknown"
         self.since_s: float = old.since_s if old else time.time()
         self.why: str = old.why if old else "not enough probes yet"
         self.damping: verdict.Damping = old.damping if old else verdict.Damping()
         self.changed = True  # whether a target's status has changed since it was asked last
-        self.port: wire.Port = old.port if old else wire.Port()
         self._problem: str = old._problem if old else ""
         self._hops: dict[Address, Hop] = dict(old._hops) if old else {}
         self._bound: tuple[object, ...] = ()
@@ -104,9 +100,8 @@ class Prober:
         for gone in known.values():
             self._hang_up(gone)
         self._by_number = {each.number: each for each in self.targets}
-        selector.register(self.port, selectors.EVENT_READ, self.receive) if old is None else selector.modify(
-            self.port, selectors.EVENT_READ, self.receive
-        )
+        register = selector.modify if old else selector.register
+        register(port, selectors.EVENT_READ, self.receive)
 
     def close(self) -> None:
         """Probe no more."""
@@ -119,12 +114,11 @@ class Prober:
 
     def see(self, snapshot: Snapshot, now_ns: int) -> None:
         """Follow interface, addresses and gateways to where they are now."""
-        paths: dict[Family, Path | Fault] = {family: uplink.find(self.isp, family, snapshot) for family in FAMILIES}
-        own = [family for family in FAMILIES if model.AUTO in self.isp.gateway or self.isp.carries(family)]
-        whole = next((family for family in own if isinstance(paths[family], Path)), own[0] if own else 4)
+        paths = {family: uplink.find(self.isp, family, snapshot) for family in self.isp.families}
+        gateway = next((path for path in paths.values() if isinstance(path, Path)), next(iter(paths.values())))
         for target in self.targets:
             address = target.check.address
-            self._lead(target, paths[whole if address is None else 4 if address.version == 4 else 6])
+            self._lead(target, gateway if address is None else paths[4 if address.version == 4 else 6])
         found = [each.path for each in self.targets if isinstance(each.path, Path)]
         if found:
             hops = tuple({path.hop: None for path in found if path.hop is not None})
@@ -144,9 +138,7 @@ class Prober:
             self.changed = True
             return
         target.address = target.check.address or path.hop
-        target.request = None
-        if target.check.kind == "echo" and target.address is not None:
-            target.request = self.port.echo(path.source, target.address, target.number)
+        target.request = None  # made when it is sent first: hundreds at once would delay the first probe
 
     def _bind(self, path: Path, hops: tuple[Address, ...]) -> None:
         bound = (path.link.index, path.link.kind, hops)
@@ -212,8 +204,10 @@ class Prober:
         if target.check.kind == "neighbour":
             if not asked:
                 self._ask(path, now_ns)
-        elif target.request is not None and target.address is not None:
+        elif target.address is not None:
             mac = self._hops[path.hop].mac if path.needs_mac and path.hop in self._hops else b""
+            if target.request is None:
+                target.request = self.port.echo(path.source, target.address, target.number)
             if mac or not path.needs_mac:
                 self.port.probe(target.request, target.number, number, target.address.version, mac)
         self._tell_problem()
@@ -283,7 +277,7 @@ class Prober:
     def _count(self, target: Target, sample: Sample) -> None:
         before = target.link.status
         target.link = verdict.step(target.link, sample.rtt_ns, self.isp.probe)
-        target.reason = sample.reason
+        target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         if sample.rtt_ns is not None:
             target.rtts_ns.append(sample.rtt_ns)
         for number in [each for each in target.calls if each not in target.flight]:
@@ -300,11 +294,17 @@ class Prober:
         if status in (self.status, "unknown"):
             return False
         self.status, self.since_s = status, time.time()
-        self.why = "; ".join(dict.fromkeys(map(str, self.targets)))
+        self.why = self._reasons()
         if held and status == "up":
             self.why += f"; was held down for {self.damping.held_ns / _S:g} s at least"
         log.info("%s %s: %s", self.isp.name, status, self.why)
         return True
+
+    def _reasons(self) -> str:
+        """Why the status is what it is: the targets that have it too."""
+        reasons = list(dict.fromkeys(str(each) for each in self.targets if each.link.status == self.status))
+        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+        return "; ".join(reasons[:_MOST_REASONS]) + more
 
     def standing(self, blamed: frozenset[str], now_ns: int) -> standing.IspStanding:
         """What is known, for people."""

@@ -76,8 +76,8 @@ def round_trips(rtts_ns: Sequence[int]) -> RoundTrips | None:
     if not rtts_ns:
         return None
     count, ordered = len(rtts_ns), sorted(rtts_ns)
-    mean = sum(rtts_ns) / count
-    deviation = math.sqrt(max(0.0, sum(each * each for each in rtts_ns) / count - mean * mean))
+    mean = sum(ordered) / count
+    deviation = math.dist(ordered, [mean] * count) / math.sqrt(count)
     ranks = [ordered[math.ceil(count * percent / 100) - 1] for percent in _PERCENTILES]  # nearest rank
     last, mean, deviation, p50, p95, p99 = (round(each / 1e6, 3) for each in (rtts_ns[-1], mean, deviation, *ranks))
     return RoundTrips(last, mean, deviation, p50, p95, p99)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -90,13 +90,13 @@ def blamed(links: Mapping[str, Mapping[str, Status]]) -> frozenset[str]:
     for isp, targets in links.items():
         for target in targets:
             seen.setdefault(target, []).append(isp)
-    found = set()
-    for target, isps in seen.items():
-        others = [status for isp in isps for other, status in links[isp].items() if other != target]
-        fails = len(isps) > 1 and all(links[isp][target] == "down" for isp in isps)
-        if fails and ("up" in others or not others):
-            found.add(target)
-    return frozenset(found)
+    return frozenset(target for target, isps in seen.items() if _fails_itself(target, [links[isp] for isp in isps]))
+
+
+def _fails_itself(target: str, isps: Sequence[Mapping[str, Status]]) -> bool:
+    if len(isps) < 2 or any(targets[target] != "down" for targets in isps):
+        return False
+    return any("up" in targets.values() for targets in isps) or all(len(targets) == 1 for targets in isps)
 
 
 class Damping(Struct, frozen=True):

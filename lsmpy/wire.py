@@ -172,6 +172,7 @@ class Port:
         self.problem = ""
         self.ident = int.from_bytes(os.urandom(2), "big")
         self._nonce, self._key = os.urandom(4), os.urandom(16)
+        self._marks = Marks(self.ident, self._nonce, self._tag)
         self._interface, self._kind = "", 0
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
@@ -223,7 +224,7 @@ class Port:
                     yield Sent(target, counter, at_ns)
         errors = 0
         for data, protocol, at_ns in frames:
-            heard: Heard | None = parse(protocol, data, at_ns, self._nonce, self._tag)
+            heard: Heard | None = parse(protocol, data, at_ns, self._marks)
             if heard is None and errors < _MOST_ERRORS_AT_ONCE:
                 errors += 1
                 heard = parse_error(protocol, data, self.ident)
@@ -262,16 +263,22 @@ class Port:
                     yield data, address[1] if address else 0, seconds * 1_000_000_000 + nanoseconds
 
 
-def parse(
-    protocol: int, packet: bytes, at_ns: int, nonce: bytes, tag: Callable[[int, int], bytes]
-) -> Reply | Neighbour | None:
-    """What a packet of an EtherType means to us, None for everything else; never raises, whatever the packet holds.
+class Marks(Struct, frozen=True):
+    """By what an answer to a probe of one port is known.
 
-    Args:
-        protocol, packet, at_ns: what arrived, and when.
-        nonce: with which our payloads begin.
-        tag: tells the tag of a target's probe.
+    Attributes:
+        ident: the ICMP identifier.
+        nonce: with which the payload begins.
+        tag: tells the tag that probe COUNTER of target NUMBER has.
     """
+
+    ident: int
+    nonce: bytes
+    tag: Callable[[int, int], bytes]
+
+
+def parse(protocol: int, packet: bytes, at_ns: int, marks: Marks) -> Reply | Neighbour | None:
+    """What a packet of an EtherType means to us, None for everything else; never raises, whatever the packet holds."""
     with contextlib.suppress(struct.error):  # cut short somewhere
         if protocol == ETH_ARP:
             return _arp(packet, at_ns)
@@ -280,7 +287,7 @@ def parse(
             header = (version & 0xF) * 4
             if version >> 4 == 4 and header >= 20 and kind == socket.IPPROTO_ICMP and not fragment & 0x3FFF:
                 ends = packet[12:16], packet[16:20]
-                return _echo_reply(0, ends, packet[header:length], at_ns, nonce, tag)
+                return _echo_reply(0, ends, packet[header:length], at_ns, marks)
         if protocol == ETH_IPV6:
             first, length, kind, hops = struct.unpack_from("!IHBB", packet)
             if first >> 28 == 6 and kind == socket.IPPROTO_ICMPV6 and 40 + length <= len(packet):
@@ -288,7 +295,7 @@ def parse(
                 # Hop limit 255: from this link and nowhere else (RFC 4861, 7.1.2).
                 if message[:2] == b"\x88\x00" and hops == 255 and len(message) >= 24:
                     return _advertised(message, at_ns)
-                return _echo_reply(129, (packet[8:24], packet[24:40]), message, at_ns, nonce, tag)
+                return _echo_reply(129, (packet[8:24], packet[24:40]), message, at_ns, marks)
     return None
 
 
@@ -378,19 +385,12 @@ def _arp(packet: bytes, at_ns: int) -> Neighbour | None:
     return _neighbour(packet[14:18], packet[8:14], at_ns)
 
 
-def _echo_reply(
-    reply: int,
-    ends: tuple[bytes, bytes],
-    message: bytes,
-    at_ns: int,
-    nonce: bytes,
-    tag: Callable[[int, int], bytes],
-) -> Reply | None:
-    kind, code, _, _, seq = struct.unpack_from("!BBHHH", message)
-    if (kind, code, len(message)) != (reply, 0, 8 + _PAYLOAD.size):
+def _echo_reply(reply: int, ends: tuple[bytes, bytes], message: bytes, at_ns: int, marks: Marks) -> Reply | None:
+    kind, code, _, ident, seq = struct.unpack_from("!BBHHH", message)
+    if (kind, code, ident, len(message)) != (reply, 0, marks.ident, 8 + _PAYLOAD.size):
         return None
-    said, target, counter, mac = _PAYLOAD.unpack_from(message, 8)
-    if said != nonce or mac != tag(target, counter) or seq != counter & 0xFFFF:
+    nonce, target, counter, tag = _PAYLOAD.unpack_from(message, 8)
+    if nonce != marks.nonce or tag != marks.tag(target, counter) or seq != counter & 0xFFFF:
         return None
     return Reply(target, counter, *ends, at_ns)
 

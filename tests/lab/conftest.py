@@ -10,6 +10,7 @@ import pytest
 
 from lsmpy.lab import Lab
 from lsmpy.model import Router
+from tests.lab import probe_kit
 
 Build = Callable[..., Lab]
 
@@ -32,3 +33,15 @@ def build() -> Iterator[Build]:
             return lab
 
         yield make
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[probe_kit.Lab]:
+    """A router, two providers and an internet for lsmpy-probe, which is not started yet."""
+    made = probe_kit.Lab(tmp_path)
+    try:
+        made.build()
+        made.configure(f'["{probe_kit.TARGET4}"]', f'["{probe_kit.TARGET4}"]')
+        yield made
+    finally:
+        made.clear()

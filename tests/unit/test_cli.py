@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from lsmpy import LsmpyError, __version__, cli, rehearse, state
+from lsmpy import ConfigError, LsmpyError, __version__, cli, config, rehearse, state
 from tests.conftest import SAMPLE
+
+# Only the prober can do with a gateway that the kernel tells.
+FOLLOWING = """
+[[isp]]
+name = "DSL"
+interface = "ppp0"
+address = "auto"
+gateway = "auto"
+check = "203.0.113.1"
+"""
 
 
 @pytest.fixture
@@ -23,7 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["fly"], ["force", "ISP1"], ["force", "ISP1", "sideways"], ["rehearse", "--loud"]]
+    "argv", [[], ["fly"], ["force", "ISP1"], ["force", "ISP1", "sideways"], ["rehearse", "--loud"], ["status", "ISP1"]]
 )
 def test_a_wrong_command_line_is_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -75,6 +86,37 @@ def test_a_missing_state_directory_is_not_made(force: list[str], capsys: pytest.
 def test_a_missing_configuration_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rehearse", "-c", str(tmp_path / "none.toml")]) == 2
     assert capsys.readouterr().err.startswith("lsmpy: error: ")
+
+
+@pytest.mark.parametrize(("texts", "code"), [(("up", "up"), 0), (("down", "up"), 1), (("down", "long_down"), 2)])
+def test_status_tells_how_many_are_up(
+    texts: tuple[str, ...], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in zip(("ISP1", "ISP2"), texts, strict=True):
+        state.write(state.state_path(tmp_path, name), text)
+    command = ["status", "-c", str(SAMPLE), "--state-dir", str(tmp_path)]
+    assert cli.main(command) == code
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["ISP1", "up" if texts[0] == "up" else "down"]
+    assert cli.main([*command, "--json"]) == code
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["isps"]] == ["ISP1", "ISP2"]
+
+
+def test_status_of_a_missing_directory_or_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "-c", str(SAMPLE), "--state-dir", str(tmp_path / "none")]) == 1
+    assert cli.main(["status", "-c", str(tmp_path / "none.toml")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.startswith("lsmpy: error: ") for line in captured.err.splitlines()] == [True, True]
+
+
+def test_what_only_the_prober_can_use_is_shown_and_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lsmpy.toml"
+    path.write_text(f'state_dir = "{tmp_path}"\n{FOLLOWING}')
+    with pytest.raises(ConfigError):
+        config.load(path)
+    assert cli.main(["force", "-c", str(path), "DSL", "down"]) == 0
+    assert cli.main(["status", "-c", str(path)]) == 2
+    assert capsys.readouterr().out.splitlines()[2].split()[:3] == ["DSL", "down", "down"]
 
 
 def test_rehearse_passes_options_and_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
