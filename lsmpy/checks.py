@@ -162,11 +162,9 @@ def _check_weights(mistakes: Mistakes, isps: list[Isp]) -> None:
         weights = [isp.weight for isp in isps if isp.tier == tier]
         if (needed := sum(shares.reduce(weights))) > shares.MAX_SLOTS:
             index = next(i for i, isp in enumerate(isps) if isp.tier == tier)
-            ratio = ":".join(map(str, shares.nearest(weights)))
-            text = (
-                f"the weights of tier {tier} need {needed} slots and nth has {shares.MAX_SLOTS}; "
-                f'give {ratio}, or balance = "random"'
-            )
+            ratio = f"{':'.join(map(str, shares.nearest(weights)))}, or " if len(weights) <= shares.MAX_SLOTS else ""
+            text = f"the weights of tier {tier} need {needed} slots and nth has {shares.MAX_SLOTS}"
+            text += f'; give {ratio}balance = "random"'
             mistakes.wrong("isp", index, "weight", text)
 
 

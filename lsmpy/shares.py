@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from itertools import cycle
 from math import gcd
 
 MAX_SLOTS = 128  # one rule a slot of the cascade; more would only slow down new connections
@@ -13,18 +13,17 @@ WINDOW = 100  # connections over which shares are promised to be exact to one
 def slots(weights: Sequence[int]) -> tuple[int, ...]:
     """Who gets each connection of one round, as places in `weights`.
 
-    Over any `WINDOW` consecutive connections each gets its share ± 1. With two weights an evenly spread round of the
-    weights' reduced sum always does that; with more it may be impossible, and then the round has `WINDOW` slots, so
-    that a window is one whole round. Where not even that is possible, because the shares of several are below one,
-    those of the same weight take turns in slots that are spread as if they were one; beyond six ISPs one may then be
-    off by 2.
+    Over any `WINDOW` consecutive connections each gets its share ± 1, however many there are. An evenly spread round of
+    the weights' reduced sum does that for two weights, and often for more. Where it does not, the round has `WINDOW`
+    slots, so that a window is one whole round. Where not even that is possible, because the shares of too many are
+    below one, the reduced sum is dealt out in strides, which is exact as well but less even within a window.
     """
     reduced = reduce(weights)
     spread = _spread(reduced)
     if _is_exact(spread, reduced):
         return spread
     parts = _apportion(reduced, WINDOW)
-    return _spread(parts) if parts else _spread_in_groups(reduced)
+    return _spread(parts) if parts else _stride(reduced)
 
 
 def reduce(weights: Sequence[int]) -> list[int]:
@@ -75,10 +74,30 @@ def _apportion(weights: Sequence[int], seats: int) -> list[int]:
     return parts if sum(parts) == seats else []
 
 
-def _spread_in_groups(weights: Sequence[int]) -> tuple[int, ...]:
-    """One round in which those of the same weight take turns in slots that are spread as if they were one."""
-    groups: dict[int, list[int]] = {}
-    for place, weight in enumerate(weights):
-        groups.setdefault(weight, []).append(place)
-    turns = [cycle(places) for places in groups.values()]
-    return tuple(next(turns[group]) for group in _spread([weight * len(each) for weight, each in groups.items()]))
+def _stride(weights: Sequence[int]) -> tuple[int, ...]:
+    """One round that is exact for all weights: seats beside each other in `weights`' order are `WINDOW` slots apart.
+
+    A window that moves on by one slot loses slot s and gains slot s + `WINDOW`, the next seat. So a place's count only
+    changes at the two ends of its row of seats, once up and once down: it has two neighbouring values, and its mean is
+    the share. (The sum telescopes, as it does for the bounded remainder sets of Hecke and Kesten.)
+
+    If `WINDOW` and the sum have a common divisor, the stride closes early and the seats fill that many columns, which
+    alternate slot by slot. A place that goes on from one column to the next has one change more in each, both at the
+    same height, when the window comes to the round's end: down by the former column, up by the latter. Its count is
+    then the difference of the rounded down `WINDOW` * seat / total at its two ends. Where that is above the share (the
+    remainder falls), down must come first, so the latter column is put on the right; else on the left. Then ups and
+    downs alternate, and there are still two values only; or three where the share is a whole number: that one and its
+    neighbours.
+    """
+    total, columns = sum(weights), deque[list[int]]()
+    seats = [place for place, weight in enumerate(weights) for _ in range(weight)]
+    height = total // gcd(WINDOW, total)
+    for start in range(0, total, height):
+        first = sum(weights[: seats[start]])
+        falls = WINDOW * first % total > WINDOW * (first + weights[seats[start]]) % total
+        (columns.append if falls else columns.appendleft)(seats[start : start + height])
+    order = [0] * total
+    for left, column in enumerate(columns):
+        for row, place in enumerate(column):
+            order[WINDOW * row % total + left] = place
+    return tuple(order)

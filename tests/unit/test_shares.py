@@ -26,11 +26,33 @@ def test_where_no_even_round_is_exact_it_is_a_hundred_long_and_nobody_goes_witho
     assert [order.count(place) for place in range(5)] == [15, 25, 58, 1, 1]
 
 
-def test_many_small_ones_take_turns_in_slots_that_are_spread() -> None:
+def test_many_small_ones_are_not_dealt_out_in_a_row() -> None:
     order = shares.slots([123, 1, 1, 1, 1, 1])
     places = [slot for slot, place in enumerate(order) if place]
-    assert [order[slot] for slot in places] == [1, 2, 3, 4, 5]
-    assert all(25 <= two - one <= 26 for one, two in pairwise(places))
+    assert {order[slot] for slot in places} == {1, 2, 3, 4, 5}
+    assert len(order) == 128
+    assert min(two - one for one, two in pairwise([*places, places[0] + 128])) >= 16
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [40, 29, 29, 7, 2, *[1] * 20],  # a sum of 127: no common divisor with 100
+        [16, 11, 10, 6, 4, 2, *[1] * 79],  # 128: a common divisor of 4
+        [33, 21, 12, 5, *[1] * 41],  # 112: 4
+        [42, 12, 9, 4, 4, 3, *[1] * 41],  # 115: 5
+        [16, 15, 5, 2, 2, *[1] * 70],  # 110: 10
+        [41, 34, 27, 3, *[1] * 15],  # 120: 20
+        [77, 14, 14, 7, *[1] * 13],  # 125: 25
+    ],
+)
+def test_many_small_ones_do_not_push_the_others_off_their_share(weights: list[int]) -> None:
+    order, total = shares.slots(weights), sum(weights)
+    endless = order * 2
+    assert len(order) == total > shares.WINDOW  # so that twice the round holds all windows
+    for place, weight in enumerate(weights):
+        counts = [endless[start : start + shares.WINDOW].count(place) for start in range(total)]
+        assert all(abs(count * total - shares.WINDOW * weight) <= total for count in counts)
 
 
 @pytest.mark.parametrize(
