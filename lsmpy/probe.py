@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lsmpy import LsmpyError, config, links, netlink, standing, state, verdict, wire
-from lsmpy.prober import Prober, Target, clock_ns, statuses
+from lsmpy.prober import Prober, Target, clock_ns, trials
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +108,9 @@ class Daemon:
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
         self._acquit()
-        blamed = verdict.blamed(statuses(self._probers))
+        blamed = verdict.blamed(trials(self._probers))
         for text in sorted(blamed - self._blamed):
-            log.warning("%s answers by no ISP: it is to blame itself, and does not count until it answers", text)
+            log.warning("%s answers by no ISP: taken for dead itself, it does not count until it answers again", text)
         self._blamed = blamed
         for prober in self._probers:
             prober.changed = False

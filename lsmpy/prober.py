@@ -46,6 +46,7 @@ class Target:
         number: its place among the targets of its port.
         flight: its probes under way.
         path: how it is reached now, or why it is not.
+        silent_ns: when the first of the last probes that were all lost was given up.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
         reason: of the present losses, where there is more than silence.
         foreign: answers with our tag from somebody else.
@@ -63,6 +64,7 @@ class Target:
     calls: dict[int, dial.Call] = field(default_factory=dict)
     counter: int = 0
     due_ns: int = 0
+    silent_ns: int = 0
     cannot: str = ""
     reason: str = ""
     foreign: int = 0
@@ -118,7 +120,7 @@ class Prober:
         gateway = next((path for path in paths.values() if isinstance(path, Path)), next(iter(paths.values())))
         for target in self.targets:
             address = target.check.address
-            self._lead(target, gateway if address is None else paths[4 if address.version == 4 else 6])
+            self._lead(target, gateway if address is None else paths[4 if address.version == 4 else 6], now_ns)
         found = [each.path for each in self.targets if isinstance(each.path, Path)]
         if found:
             hops = tuple({path.hop: None for path in found if path.hop is not None})
@@ -126,14 +128,14 @@ class Prober:
             for path in dict.fromkeys(found):
                 self._look_for(path, now_ns, False)
 
-    def _lead(self, target: Target, path: Path | Fault) -> None:
+    def _lead(self, target: Target, path: Path | Fault, now_ns: int) -> None:
         if path == target.path:
             return
         target.path, target.cannot = path, ""
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
             target.link = verdict.Link(status="down")
-            target.reason = ""
+            target.silent_ns, target.reason = now_ns, ""
             self._hang_up(target)
             self.changed = True
             return
@@ -151,7 +153,7 @@ class Prober:
     def advance(self, target: Target, now_ns: int) -> int:
         """Judge and send what is due for a target; returns when there is something to do next."""
         for sample in target.flight.fates(now_ns):
-            self._count(target, sample)
+            self._count(target, sample, now_ns)
         if now_ns >= target.due_ns:
             interval_ns = self.isp.probe.interval_ms * _MS
             target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
@@ -274,9 +276,11 @@ class Prober:
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def _count(self, target: Target, sample: Sample) -> None:
+    def _count(self, target: Target, sample: Sample, now_ns: int) -> None:
         before = target.link.status
         target.link = verdict.step(target.link, sample.rtt_ns, self.isp.probe)
+        if target.link.lost_in_a_row == 1:
+            target.silent_ns = now_ns
         target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         if sample.rtt_ns is not None:
             target.rtts_ns.append(sample.rtt_ns)
@@ -299,6 +303,13 @@ class Prober:
             self.why += f"; was held down for {self.damping.held_ns / _S:g} s at least"
         log.info("%s %s: %s", self.isp.name, status, self.why)
         return True
+
+    def trial(self, target: Target) -> verdict.Trial:
+        """How a target does."""
+        limits = self.isp.probe
+        silent_ns = target.silent_ns if verdict.is_silent(target.link, limits) else None
+        apart_ns = (2 * limits.interval_ms + limits.timeout_ms) * _MS
+        return verdict.Trial(target.link.status == "up", silent_ns, apart_ns)
 
     def _reasons(self) -> str:
         """Why the status is what it is: the targets that have it too."""
@@ -326,9 +337,9 @@ class Prober:
         return standing.IspStanding(self.status, self.since_s, self.why, round(held_until, 1), targets)
 
 
-def statuses(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Status]]:
-    """Of each ISP, the status of each check target, for `verdict.blamed`; what asks the gateway is nobody else's."""
+def trials(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Trial]]:
+    """Of each ISP, how each of its check targets does, for `verdict.blamed`; its gateway is nobody else's target."""
     return {
-        each.isp.name: {target.text: target.link.status for target in each.targets if target.check.address is not None}
-        for each in probers
+        prober.isp.name: {each.text: prober.trial(each) for each in prober.targets if each.check.address is not None}
+        for prober in probers
     }

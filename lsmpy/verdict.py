@@ -77,26 +77,50 @@ def combine(statuses: Iterable[Status], quorum: int) -> Status:
     return "unknown" if each.count("up") + each.count("unknown") >= quorum else "down"
 
 
-def blamed(links: Mapping[str, Mapping[str, Status]]) -> frozenset[str]:
+class Trial(Struct, frozen=True):
+    """How a check target does by one ISP, for the question whose fault it is when it fails.
+
+    Attributes:
+        up: whether it answers well.
+        silent_ns: since when it does not answer at all; None if it does, or if that is too short to be down for.
+        apart_ns: how far apart two ISPs may notice that one thing has happened.
+    """
+
+    up: bool
+    silent_ns: int | None
+    apart_ns: int
+
+
+def is_silent(link: Link, limits: model.Probe) -> bool:
+    """Whether a target is down or one probe away from it: another ISP's probe may have been the first to see it."""
+    return link.status == "down" or link.lost_in_a_row >= max(1, limits.max_successive_pkts_lost - 1)
+
+
+def blamed(trials: Mapping[str, Mapping[str, Trial]]) -> frozenset[str]:
     """The check targets that are dead themselves, of those that several ISPs probe.
 
-    A target that fails on every ISP at once, while another answers, fails for its own reasons. So does one that is
-    all that anybody probes, as far as can be told: one dead target must not take every ISP down.
+    A target that fails on every ISP while another one answers fails for its own reasons. So does one that is all that
+    they probe and that falls silent on all of them at once, as far as can be told: one dead target must not take every
+    ISP down.
 
     Args:
-        links: of each ISP, the status of each of its check targets.
+        trials: of each ISP, how each of its check targets does.
     """
-    seen: dict[str, list[str]] = {}
-    for isp, targets in links.items():
+    by_target: dict[str, list[Mapping[str, Trial]]] = {}
+    for targets in trials.values():
         for target in targets:
-            seen.setdefault(target, []).append(isp)
-    return frozenset(target for target, isps in seen.items() if _fails_itself(target, [links[isp] for isp in isps]))
+            by_target.setdefault(target, []).append(targets)
+    return frozenset(target for target, isps in by_target.items() if _fails_itself(target, isps))
 
 
-def _fails_itself(target: str, isps: Sequence[Mapping[str, Status]]) -> bool:
-    if len(isps) < 2 or any(targets[target] != "down" for targets in isps):
+def _fails_itself(target: str, isps: Sequence[Mapping[str, Trial]]) -> bool:
+    silent = [each[target].silent_ns for each in isps]
+    since = [each for each in silent if each is not None]
+    if len(isps) < 2 or len(since) < len(silent):
         return False
-    return any("up" in targets.values() for targets in isps) or all(len(targets) == 1 for targets in isps)
+    if any(len(each) > 1 for each in isps):
+        return any(other.up for each in isps for other in each.values())
+    return max(since) - min(since) <= max(each[target].apart_ns for each in isps)
 
 
 class Damping(Struct, frozen=True):

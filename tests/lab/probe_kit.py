@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsmpy import command, standing, state
-from tests.lab import impostor, tun
+from tests.lab import impostor, server, tun
 
 PROBE = str(Path(sys.executable).with_name("lsmpy-probe"))
 TARGET4, TARGET6 = "203.0.113.1", "2001:db8:ffff::1"
@@ -91,10 +91,11 @@ class Lab:
             self.ip(space, f"address add {address} dev {device}" + (" nodad" if ":" in address else ""))
 
     def clear(self) -> None:
-        for running in (*self.daemons, *self.helpers):
-            running.kill()
-            running.wait()
+        for daemon in self.daemons:
+            daemon.kill()
+            daemon.wait()
         for helper in self.helpers:
+            self.end(helper)
             assert helper.stdout
             helper.stdout.close()
         for name in command.run("ip", "netns", "list").split():
@@ -132,6 +133,16 @@ class Lab:
         """A tun device in the router, behind which everybody answers."""
         return self.run_in("router", sys.executable, tun.__file__, "--name", name, "--answer", "--quiet", *options)
 
+    def serve(self, *options: str) -> subprocess.Popen[str]:
+        """TCP and DNS servers in the internet."""
+        return self.run_in("inet", sys.executable, server.__file__, *options)
+
+    def rules_by_source(self, n: int) -> None:
+        """What a rebuild makes of R6: packets from an ISP's address go by its gateway."""
+        for family, source, hop in ((4, f"192.0.{n}.1", f"192.0.{n}.2"), (6, f"2001:db8:{n}::1", f"2001:db8:{n}::2")):
+            self.exec("router", "ip", f"-{family}", *f"route add default via {hop} dev wan{n} table 10{n}".split())
+            self.exec("router", "ip", f"-{family}", *f"rule add from {source} lookup 10{n} priority 10".split())
+
     def impostor(self, interface: str, way: str) -> subprocess.Popen[str]:
         """Somebody at the first provider who answers in a wrong way (tests/lab/impostor.py)."""
         return self.run_in("isp1", sys.executable, impostor.__file__, interface, way)
@@ -153,7 +164,9 @@ class Lab:
 
     def standing(self, n: int) -> standing.IspStanding:
         """What the prober knows of an ISP."""
-        found = standing.decode((self.states / standing.FILE).read_text())
+        path = self.states / standing.FILE
+        wait_until(path.exists, "what the prober knows")
+        found = standing.decode(path.read_text())
         assert found
         return found.isps[f"ISP{n}"]
 

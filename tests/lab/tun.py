@@ -15,6 +15,7 @@ import argparse
 import fcntl
 import heapq
 import ipaddress
+import itertools
 import os
 import random
 import select
@@ -110,11 +111,14 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="do not tell what comes out")
     parser.add_argument("--answer", action="store_true", help="answer, instead of telling only")
     parser.add_argument("--delay-ms", type=float, default=0, help="from a packet to its answer")
+    parser.add_argument("--later-delay-ms", type=float, default=0, help="the same, from SIGUSR1 on until the next one")
     parser.add_argument("--jitter-ms", type=float, default=0, help="up to so much more, so that some overtake others")
     parser.add_argument("--loss", type=float, default=0, help="the share, from 0 to 1, that is never answered")
     parser.add_argument("--seed", type=int, default=0, help="of jitter and loss: the same numbers at every run")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
+    delays = itertools.cycle([args.later_delay_ms, args.delay_ms])
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(args, "delay_ms", next(delays)))
     fd = open_tun(args.name)
     print("ready", flush=True)
     serve(fd, args)
