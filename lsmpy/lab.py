@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from lsmpy import LsmpyError, command, sandbox, twin
-from lsmpy.labserver import READY
+from lsmpy import LsmpyError, command, labserver, sandbox, twin
 from lsmpy.model import FAMILIES, Address, Family, Router
 from lsmpy.twin import INTERNET, ROUTER, isp_node, lan_node
 
@@ -121,17 +120,27 @@ class Lab:
     def start_server(self) -> None:
         """Start the internet's server, which tells each flow by which ISP and from which address it came.
 
+        Whatever the configuration checks by TCP or DNS is served too, where it lives.
+
         Raises:
             LabError: it does not get ready.
         """
-        links = [f"--link={self._twin.link(isp)}={isp.name}" for isp in self.router.isps]
-        addresses = [f"--address={address}" for address in self.server.values()]
+        links = [f"{self._twin.link(isp)}={isp.name}" for isp in self.router.isps]
+        ports = [
+            f"{kind} {address} {PORT}" for address in self.server.values() for kind in (labserver.TCP, labserver.UDP)
+        ]
+        self._serve(INTERNET, [*ports, *self._twin.outer_calls()], links)
+        for isp in self.router.isps:
+            if ports := self._twin.inner_calls(isp):
+                self._serve(isp_node(isp.name), ports, [f"{ROUTER}={isp.name}"])
+
+    def _serve(self, node: str, ports: Sequence[str], links: Sequence[str]) -> None:
         said: list[str] = []
-        argv = [sys.executable, "-m", "lsmpy.labserver", f"--port={PORT}", *addresses, *links]
-        server = self.start(INTERNET, argv, said.append)
-        wait_until(lambda: said or not server.alive, what="the internet's server to be ready")
-        if said != [f"{READY}\n"]:
-            raise LabError(f"the internet's server did not start: {''.join(said)}")
+        words = [*(f"--port={port}" for port in ports), *(f"--link={link}" for link in links)]
+        server = self.start(node, [sys.executable, "-m", "lsmpy.labserver", *words], said.append)
+        wait_until(lambda: said or not server.alive, what=f"the server in {node} to be ready")
+        if said != [f"{labserver.READY}\n"]:
+            raise LabError(f"the server in {node} did not start: {''.join(said)}")
 
     # -- places ------------------------------------------------------------------------------------------------------
 

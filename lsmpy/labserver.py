@@ -1,6 +1,6 @@
 """The internet's server in a laboratory: tells each flow by which ISP and from which source address it came.
 
-A flow sends a line, by TCP or UDP, and reads one back: `ISP SOURCE`.
+A flow sends a line, by TCP or UDP, and reads one back: `ISP SOURCE`. To DNS queries it answers that there is nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from contextlib import suppress
 
 ONCE, MORE = b"once\n", b"more\n"  # after answering the first, the server closes
 READY = "ready"
+TCP, UDP, DNS = "tcp", "udp", "dns"  # kinds of port
 _BACKLOG = 4096
+_IS_ANSWER = 0x80  # in the third byte (RFC 1035, 4.1.1)
 _BUFFER = 1 << 21  # for bursts; the kernel gives what net.core.rmem_max allows
 
 
-def serve(port: int, addresses: Sequence[str], links: Sequence[str]) -> None:
-    """Answer on every address and link (`INTERFACE=ISP`) until the process is ended.
+def serve(ports: Sequence[str], links: Sequence[str]) -> None:
+    """Answer on every port (`KIND ADDRESS NUMBER`) and link (`INTERFACE=ISP`) until the process is ended.
 
     Each link has sockets of its own, bound to the interface: that is how it is known by which ISP a flow came, and
     what makes the answer go back the same way.
@@ -53,19 +55,26 @@ def serve(port: int, addresses: Sequence[str], links: Sequence[str]) -> None:
                 peer = sock.recvfrom(4096)[1]
                 sock.sendto(f"{isp} {peer[0]}\n".encode(), peer)
 
-    for address in addresses:
+    def resolve(sock: socket.socket, _isp: str) -> None:
+        with suppress(OSError, IndexError):
+            while True:
+                query, peer = sock.recvfrom(4096)
+                sock.sendto(query[:2] + bytes([query[2] | _IS_ANSWER]) + query[3:], peer)
+
+    for port in ports:
+        kind, address, number = port.split()
         family = socket.AF_INET if ipaddress.ip_address(address).version == 4 else socket.AF_INET6
+        react = {TCP: accept, UDP: reflect, DNS: resolve}[kind]
         for link in links:
             interface, _, isp = link.partition("=")
-            for kind, react in ((socket.SOCK_STREAM, accept), (socket.SOCK_DGRAM, reflect)):
-                sock = socket.socket(family, kind)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-                sock.bind((address, port))
-                if kind == socket.SOCK_STREAM:
-                    sock.listen(_BACKLOG)
-                register(sock, react, isp)
+            sock = socket.socket(family, socket.SOCK_STREAM if kind == TCP else socket.SOCK_DGRAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            sock.bind((address, int(number)))
+            if kind == TCP:
+                sock.listen(_BACKLOG)
+            register(sock, react, isp)
     print(READY, flush=True)
     while True:
         for key, _events in loop.select():
@@ -74,14 +83,13 @@ def serve(port: int, addresses: Sequence[str], links: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """`python -m lsmpy.labserver --port PORT --address ADDRESS… --link INTERFACE=ISP…`; runs until it is ended."""
+    """`python -m lsmpy.labserver --port "KIND ADDRESS NUMBER"… --link INTERFACE=ISP…`; runs until it is ended."""
     parser = argparse.ArgumentParser(prog="python -m lsmpy.labserver")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--address", action="append", required=True)
+    parser.add_argument("--port", action="append", required=True, metavar="KIND ADDRESS NUMBER")
     parser.add_argument("--link", action="append", required=True, metavar="INTERFACE=ISP")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
-    serve(args.port, args.address, args.link)
+    serve(args.port, args.link)
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from lsmpy import spare
-from lsmpy.model import FAMILIES, Address, Family, Isp, Lan, Router
+from lsmpy.model import FAMILIES, Address, Check, Family, Isp, Lan, Router
 from lsmpy.spare import Network, TwinError
 
 ROUTER = "router"
@@ -84,8 +84,20 @@ class Twin:
                 raise TwinError(f"LAN {lan.name}: {network} has no room for a host beside the router")
             yield free, network
 
+    def outer_calls(self) -> list[str]:
+        """The servers' ports (`KIND ADDRESS NUMBER`) that are checked in the internet."""
+        inner = {port for isp in self.router.isps for port in self.inner_calls(isp)}
+        calls = dict.fromkeys(_port(check) for isp in self.router.isps for check in isp.checks if check.port)
+        return [port for port in calls if port not in inner]
+
+    def inner_calls(self, isp: Isp) -> list[str]:
+        """Those that are checked inside the ISP's own networks."""
+        inner = {*self._inner_checks(isp), *(str(isp.next_hop(family)) for family in FAMILIES)}
+        checks = (check for other in self.router.isps for check in other.checks if check.port)
+        return list(dict.fromkeys(_port(check) for check in checks if str(check.address) in inner))
+
     def _checks(self) -> set[Address]:
-        return {ipaddress.ip_address(text) for isp in self.router.isps for text in isp.check if text != "gateway"}
+        return {check.address for isp in self.router.isps for check in isp.checks if check.address is not None}
 
     def _networks(self, isp: Isp) -> list[Network]:
         return [each.network for family in FAMILIES for each in isp.addresses(family)]
@@ -260,6 +272,10 @@ def batch(ip_lines: Iterable[str]) -> str:
 
 def _restore(family: Family, text: str) -> str:
     return f"{'iptables' if family == 4 else 'ip6tables'}-restore -w <<'END'\n{text}\nEND\n"
+
+
+def _port(check: Check) -> str:
+    return f"{check.kind} {check.address} {check.port}"
 
 
 def _veth(node: str, interface: str, peer_node: str, peer: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,13 @@ def test_two_isps_and_two_families(rehearsed: Rehearsed) -> None:
 def test_a_single_isp_without_lans(rehearsed: Rehearsed) -> None:
     status, facts, timeline = rehearsed(FAST + isps_of(1, "6"))
     assert (status, facts.ok, facts.flows) == (0, True, 0), timeline
+    assert [trial.detected_s is not None for trial in facts.trials] == [True, True, False]
+
+
+def test_checks_by_tcp_and_dns_are_served(rehearsed: Rehearsed) -> None:
+    text = re.sub(r"check = .*", 'check = ["tcp://203.0.113.1:443", "dns://203.0.113.9/a.example"]', isps_of(1))
+    status, facts, timeline = rehearsed(f"{FAST}{text}quorum = 2\n")
+    assert (status, facts.ok) == (0, True), timeline
     assert [trial.detected_s is not None for trial in facts.trials] == [True, True, False]
 
 
