@@ -127,6 +127,11 @@ class Flight:
         """Nothing can be said of what is still unanswered: the link is not to blame for it."""
         self._probes = {number: probe for number, probe in self._probes.items() if probe.rtt_ns is not None}
 
+    def abandon(self) -> None:
+        """Nothing that was sent until now is of interest any more."""
+        self._probes.clear()
+        self._expired.clear()
+
     def deadline_ns(self) -> int | None:
         """When the oldest probe will be lost, None with none under way."""
         return next(iter(self._probes.values())).sent_ns + self.timeout_ns if self._probes else None

@@ -143,9 +143,11 @@ class Daemon:
 
     def _finished(self) -> bool:
         unknown = [each for each in self._probers if each.status == "unknown"]
-        if unknown and all(target.link.samples == verdict.WINDOW for each in unknown for target in each.targets):
+        undecided = [target for each in unknown for target in each.targets]
+        if unknown and all(each.cannot or each.link.samples == verdict.WINDOW for each in undecided):
             names = ", ".join(each.isp.name for each in unknown)
-            raise ProbeError(f"{names}: neither up nor down after {verdict.WINDOW} probes; the state file is unchanged")
+            why = next((str(each) for each in undecided if each.cannot), f"{verdict.WINDOW} probes leave it open")
+            raise ProbeError(f"{names}: neither up nor down: {why}. The state file is unchanged")
         return not unknown
 
     def _listen(self) -> None:

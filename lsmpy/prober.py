@@ -199,10 +199,10 @@ class Prober:
         number = target.counter
         target.counter += 1
         if target.check.kind in ("tcp", "dns") and target.address is not None:
-            self._call(target, path, target.address, number, now_ns)
+            self._call(target, path, target.address, number)
             return
         asked = self._look_for(path, now_ns, target.link.lost_in_a_row > 0 or target.check.kind == "neighbour")
-        target.flight.sent(number, now_ns, time.time_ns())
+        target.flight.sent(number, clock_ns(), time.time_ns())
         if target.check.kind == "neighbour":
             if not asked:
                 self._ask(path, now_ns)
@@ -239,7 +239,7 @@ class Prober:
             self.port.ask(wire.solicitation(path.link.mac, path.source, path.hop))
             hop.asked_ns, hop.asked_from = now_ns, path.link.mac
 
-    def _call(self, target: Target, path: Path, address: Address, number: int, now_ns: int) -> None:
+    def _call(self, target: Target, path: Path, address: Address, number: int) -> None:
         family: Family = 4 if address.version == 4 else 6
         on_link = path.hop is None or any(address in each.network for each in self.isp.addresses(family))
         try:
@@ -252,14 +252,14 @@ class Prober:
         if target.cannot:
             log.info("%s: %s is tested again", self.isp.name, target.text)
         target.cannot = ""
-        target.flight.sent(number, now_ns)
+        target.flight.sent(number, clock_ns())
         target.calls[number] = call
         event = selectors.EVENT_READ if call.awaits_reading else selectors.EVENT_WRITE
         self._selector.register(call, event, lambda: self._called(target, number))
 
     def _called(self, target: Target, number: int) -> None:
-        answer = target.calls[number].outcome()
-        if answer is not None:
+        call = target.calls.get(number)  # what came before it in the same turn may have ended it
+        if call is not None and (answer := call.outcome()) is not None:
             self._end_call(target, number)
             target.flight.ended(number, answer.rtt_ns, answer.reason)
 
@@ -270,7 +270,7 @@ class Prober:
 
     def _hang_up(self, target: Target) -> None:
         """Give up on what is under way."""
-        target.flight.forget()
+        target.flight.abandon()
         for number in list(target.calls):
             self._end_call(target, number)
 

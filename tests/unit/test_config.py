@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from lsmpy import ConfigError, config, model
+from lsmpy.model import Check
 from tests.conftest import isps_of, router_of
 
 ISP = """\
@@ -85,6 +87,11 @@ script = []
 """
 
 
+def probed(text: str) -> model.Router:
+    """As the prober reads it."""
+    return config.parse(text.encode(), "lsmpy.toml", {}, probing=True)
+
+
 def errors_of(text: str | bytes, tables: dict[str, int] | None = None) -> list[str]:
     data = text.encode() if isinstance(text, str) else text
     with pytest.raises(ConfigError) as caught:
@@ -153,6 +160,81 @@ def test_probing_the_gateway_is_allowed_and_warned_of() -> None:
     assert "ISP1: check: the gateway answers while its upstream is dead" in warning
 
 
+LIMITS = "max_rtt_ms = 200\nmin_rtt_ms = 100\nmax_jitter_ms = 50\nmin_jitter_ms = 20\nhold_down_ms = 30000\n"
+
+
+def test_limits_on_times_and_holding_down_are_read() -> None:
+    probe = router_of("[probe]\n" + LIMITS + ISP + "probe = { min_rtt_ms = 150, hold_down_ms = 0 }\n").isps[0].probe
+    assert (probe.max_rtt_ms, probe.min_rtt_ms, probe.max_jitter_ms, probe.min_jitter_ms) == (200, 150, 50, 20)
+    assert probe.hold_down_ms == 0
+    defaults = router_of(ISP).isps[0].probe
+    assert (defaults.max_rtt_ms, defaults.max_jitter_ms, defaults.hold_down_ms) == (0, 0, 0)
+
+
+CHECKS = {
+    "203.0.113.1": Check("echo", ip_address("203.0.113.1")),
+    "2001:db8::9": Check("echo", ip_address("2001:db8::9")),
+    "gateway": Check("echo"),
+    "arp": Check("neighbour"),
+    "tcp://203.0.113.1:443": Check("tcp", ip_address("203.0.113.1"), 443),
+    "tcp://203.0.113.1:443/": Check("tcp", ip_address("203.0.113.1"), 443),
+    "tcp://[2001:db8::9]:80": Check("tcp", ip_address("2001:db8::9"), 80),
+    "dns://9.9.9.9/example.org": Check("dns", ip_address("9.9.9.9"), 53, "example.org"),
+    "dns://9.9.9.9:5353/example.org": Check("dns", ip_address("9.9.9.9"), 5353, "example.org"),
+    "dns://[2620:fe::fe]/a.b.c": Check("dns", ip_address("2620:fe::fe"), 53, "a.b.c"),
+}
+
+
+@pytest.mark.parametrize("text", CHECKS)
+def test_each_kind_of_check_is_understood(text: str) -> None:
+    both = isps_of(1).replace('check = "203.0.113.1"', f'check = "{text}"')
+    assert router_of(both).isps[0].checks == (CHECKS[text],)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "http://203.0.113.1/", "ARP", "gateways", "203.0.113", "203.0.113.1:443", "203.0.113.0/24"),
+        *("tcp://203.0.113.1", "tcp://203.0.113.1:0", "tcp://203.0.113.1:65536", "tcp://203.0.113.1:443/path"),
+        *("tcp://example.org:443", "tcp://", "tcp://[2001:db8::9:443", "tcp://203.0.113.1:https"),
+        *("dns://9.9.9.9", "dns://9.9.9.9/", "dns://example.org/example.org", "dns://9.9.9.9/a..b"),
+        *("dns://9.9.9.9/" + "a" * 64, "dns://9.9.9.9/" + "a.b" * 85, "dns://9.9.9.9/exämple.org", "://"),
+    ],
+)
+def test_what_nobody_can_be_asked_is_refused(text: str) -> None:
+    (said,) = errors_of(ISP.replace("203.0.113.1", text))
+    assert said.startswith("lsmpy.toml:6: isp.check: ")
+    assert said.endswith(
+        'give one such as "192.0.2.9", "gateway", "arp", "tcp://192.0.2.9:443" or "dns://192.0.2.9/example.org"'
+    )
+
+
+@pytest.mark.parametrize("check", ["arp", "gateway"])
+def test_without_a_gateway_there_is_nobody_to_ask_for_it(check: str) -> None:
+    text = ISP.replace("1.1.1.2", "none").replace("203.0.113.1", check)
+    with pytest.raises(ConfigError, match=f'isp.check: "{check}" asks the gateway and there is none; give an address'):
+        probed(text)
+
+
+def test_where_the_kernel_tells_the_gateway_either_family_may_be_checked() -> None:
+    text = ISP.replace("1.1.1.1/24", "auto").replace("1.1.1.2", "auto").replace("203.0.113.1", "2001:db8::9")
+    assert probed(text).isps[0].check == ("2001:db8::9",)
+
+
+@pytest.mark.xfail(strict=True, reason="checks lets a target of a family that the ISP has no address of through")
+@pytest.mark.parametrize("gateway", ["none", "auto"])
+def test_a_check_of_a_family_without_an_address_is_refused(gateway: str) -> None:
+    with pytest.raises(ConfigError, match=r"isp\.check"):
+        probed(ISP.replace("1.1.1.2", gateway).replace("203.0.113.1", "2001:db8::9"))
+
+
+@pytest.mark.xfail(strict=True, reason="checks lets addresses with a zone through, of which scapy knows nothing")
+@pytest.mark.parametrize(("key", "text"), [("203.0.113.1", "fe80::9%eth2"), ("2001:db8:1::2", "fe80::2%eth2")])
+def test_an_address_with_a_zone_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match="%eth2"):
+        router_of(isps_of(1).replace(key, text))
+
+
 # -- what is wrong -------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -161,7 +243,7 @@ WRONG = {
     "unknown router key": (ISP + "[router]\nbalanze = 1\n", "8: router.balanze: there is no such key; did you mean"),
     "unknown probe key": (
         ISP + "probe = { interval_ms = 5000, tries = 3 }\n",
-        "7: isp.probe.tries: there is no such key; known are interval_ms, ",
+        "7: isp.probe.tries: there is no such key; known are hold_down_ms, interval_ms, ",
     ),
     "wrong type": (ISP + 'weight = "much"\n', '7: isp.weight: expected a whole number from 1, got "much"'),
     "wrong type in a list": (
@@ -218,7 +300,43 @@ WRONG = {
     ),
     "impossible prefix length": (ISP.replace("1.1.1.1/24", "1.1.1.1/99"), '4: isp.address: "1.1.1.1/99" is no address'),
     "no address": (ISP.replace('"1.1.1.1/24"', "[]"), "4: isp.address: is empty; give an address with its prefix"),
-    "check is no address": (ISP.replace("203.0.113.1", "example.net"), '6: isp.check: "example.net" is no address'),
+    "check is nothing": (
+        ISP.replace("203.0.113.1", "example.net"),
+        '6: isp.check: "example.net" is nothing to ask; give one such as "192.0.2.9", "gateway", "arp", '
+        '"tcp://192.0.2.9:443" or "dns://192.0.2.9/example.org"',
+    ),
+    "check of a service that is not known": (
+        ISP.replace("203.0.113.1", "http://192.0.2.9/"),
+        '6: isp.check: "http://192.0.2.9/" is nothing to ask; give one such as',
+    ),
+    "connection of another family": (
+        ISP.replace("203.0.113.1", "tcp://[2001:db8::9]:443"),
+        "6: isp.check: tcp://[2001:db8::9]:443 is IPv6, for which this ISP has no gateway",
+    ),
+    "auto beside an address": (
+        ISP.replace('"1.1.1.1/24"', '["auto", "1.1.1.1/24"]'),
+        '4: isp.address: "auto" stands beside others; give it alone, or addresses',
+    ),
+    "none beside a gateway": (
+        ISP.replace('"1.1.1.2"', '["1.1.1.2", "none"]'),
+        '5: isp.gateway: "none" stands beside others; give it alone, or addresses',
+    ),
+    "limit without a lower one": (
+        ISP + "probe = { max_rtt_ms = 200 }\n",
+        "7: isp.probe: max_rtt_ms (200) needs a min_rtt_ms above 0 and below it, to come back at; it is 0",
+    ),
+    "lower limit alone": (
+        ISP + "probe = { min_jitter_ms = 5 }\n",
+        "7: isp.probe: max_jitter_ms (0) needs a min_jitter_ms above 0 and below it, to come back at; it is 5",
+    ),
+    "limits that flip": (
+        ISP + "probe = { max_rtt_ms = 200, min_rtt_ms = 200 }\n",
+        "7: isp.probe: max_rtt_ms (200) needs a min_rtt_ms above 0 and below it, to come back at; it is 200",
+    ),
+    "limit that is none": (
+        ISP + "probe = { hold_down_ms = -1 }\n",
+        "7: isp.probe.hold_down_ms: expected milliseconds, from 0 (none) to 3600000, got -1",
+    ),
     "check of another family": (
         ISP.replace("203.0.113.1", "2001:db8::9"),
         "6: isp.check: 2001:db8::9 is IPv6, for which this ISP has no gateway",
@@ -234,13 +352,16 @@ WRONG = {
         "7: isp.probe: max_packet_loss (5) must be above min_packet_loss (5), or the ISP would flip",
     ),
     "same name": (TWO.replace("ISP2", "ISP1"), '8: isp.name: "ISP1" is ISP1\'s already; give each its own'),
-    "same interface": (TWO.replace("eth3", "eth2"), '9: isp.interface: "eth2" is ISP1\'s already; each ISP and LAN'),
+    "same interface of two lans": (
+        ISP + LAN + LAN.replace("dev", "rnd").replace("1.254", "2.254"),
+        '13: lan.interface: "eth0" is dev\'s already; each LAN needs an interface of its own',
+    ),
     "same address": (TWO.replace("2.2.2.", "1.1.1."), "10: isp.address: 1.1.1.1/24 is ISP1's already; give each"),
     "same mark": (TWO + "mark = 1\n", "13: isp.mark: 1 is ISP1's already; give each its own"),
     "same table": (TWO + "table = 250\n", "13: isp.table: 250 is ISP1's already; give each its own"),
     "lan on an isp's interface": (
         LAN.replace("eth0", "eth2") + ISP,
-        '3: lan.interface: "eth2" is ISP1\'s already; each ISP and LAN needs an interface of its own',
+        '3: lan.interface: "eth2" is ISP1\'s already; each LAN needs an interface of its own',
     ),
     "same lan name": (
         ISP + LAN + LAN.replace("eth0", "eth1").replace("1.254", "2.254"),
@@ -285,7 +406,7 @@ def test_each_mistake_is_told_with_its_line_and_a_remedy(name: str) -> None:
     assert all(re.match(r"lsmpy\.toml:\d+: ([\w.-]+|not TOML): \S", line) for line in said)
 
 
-ALONE = set(WRONG) - {"single table", "no table at all"}
+ALONE = set(WRONG) - {"single table", "no table at all", "auto beside an address", "none beside a gateway"}
 
 
 @pytest.mark.parametrize("name", sorted(ALONE))
@@ -332,6 +453,25 @@ speed = 10
     ]
 
 
+# What the prober follows by itself and a rebuild cannot yet.
+ONLY_PROBED = {
+    "auto address": (
+        ISP.replace("1.1.1.1/24", "auto"),
+        '4: isp.address: "auto" needs a later version of lsmpy-reconfig; give the address',
+    ),
+    "auto gateway": (
+        ISP.replace("1.1.1.2", "auto"),
+        '5: isp.gateway: "auto" needs a later version of lsmpy-reconfig; give the address',
+    ),
+    "no gateway": (
+        ISP.replace("1.1.1.2", "none"),
+        '5: isp.gateway: "none" needs a later version of lsmpy-reconfig; give the address',
+    ),
+    "same interface": (
+        TWO.replace("eth3", "eth2"),
+        '9: isp.interface: "eth2" is ISP1\'s already, which needs a later version of lsmpy-reconfig; give each ISP its',
+    ),
+}
 LATER = {
     "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
     "hash": ("[router]\nbalance = 'hash'\n" + ISP, '2: router.balance: "hash" needs a later version of lsmpy'),
@@ -346,10 +486,8 @@ LATER = {
     "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
     "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
     "after": (ISP + "[rules]\nafter = ['/bin/x']\n", "8: rules.after: "),
-    "auto address": (ISP.replace("1.1.1.1/24", "auto"), '4: isp.address: "auto" needs a later version of lsmpy'),
-    "auto gateway": (ISP.replace("1.1.1.2", "auto"), '5: isp.gateway: "auto" needs a later version of lsmpy'),
-    "no gateway": (ISP.replace("1.1.1.2", "none"), '5: isp.gateway: "none" needs a later version of lsmpy'),
-    "http check": (ISP.replace("203.0.113.1", "http://x/"), '6: isp.check: "http://x/" needs a later version of lsmpy'),
+    "auto address of a lan": (ISP + LAN.replace("192.168.1.254/24", "auto"), '10: lan.address: "auto" needs a later'),
+    **ONLY_PROBED,
 }
 
 
@@ -359,6 +497,34 @@ def test_keys_of_later_versions_are_refused_and_never_ignored(name: str) -> None
     (said,) = errors_of(text)
     assert said.startswith(f"lsmpy.toml:{wanted}"), said
     assert "needs a later version of lsmpy" in said
+
+
+@pytest.mark.parametrize("name", ONLY_PROBED)
+def test_the_prober_takes_what_a_rebuild_cannot_yet(name: str) -> None:
+    text, _ = ONLY_PROBED[name]
+    isps = probed(text).isps
+    assert [isp.name for isp in isps] == ["ISP1", "ISP2"][: len(isps)]
+    assert isps[0].follows == name.startswith("auto")
+
+
+@pytest.mark.parametrize("name", sorted(set(WRONG) | (set(LATER) - set(ONLY_PROBED))))
+def test_the_prober_takes_nothing_else(name: str) -> None:
+    text, wanted = (WRONG | LATER)[name]
+    with pytest.raises(ConfigError) as caught:
+        probed(text)
+    assert f"lsmpy.toml:{wanted}" in str(caught.value)
+
+
+def test_a_rebuild_is_told_all_at_once_what_it_cannot_do() -> None:
+    text = (
+        TWO.replace("eth3", "eth2")
+        .replace("1.1.1.1/24", "auto")
+        .replace('"1.1.1.2"', '"none"')
+        .replace("check =", "mark = 0\ncheck =", 1)
+    )
+    assert [line.split(": ")[1] for line in errors_of(text)] == [
+        *("isp.address", "isp.gateway", "isp.mark", "isp.interface")
+    ]
 
 
 def test_a_binary_file_is_told_with_its_line() -> None:

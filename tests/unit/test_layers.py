@@ -16,7 +16,8 @@ MODULES = {path.stem: path for path in Path(lsmpy.__file__).parent.glob("*.py")}
 DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
-    *("verdict", "plan", "marking", "shares", "netfilter", "routing", "changes", "script"),
+    *("verdict", "flight", "uplink", "standing"),
+    *("plan", "marking", "shares", "netfilter", "routing", "changes", "script"),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}
 
@@ -62,7 +63,7 @@ def test_pure_modules_do_not_know_the_world(name: str) -> None:
     assert name in ("config", "model") or "pathlib" not in roots(name)
 
 
-@pytest.mark.parametrize("name", sorted(set(PURE) - {"plan", "changes", "script", "verdict"}))
+@pytest.mark.parametrize("name", sorted(set(PURE) - {"plan", "changes", "script", "uplink"}))
 def test_pure_modules_rest_on_pure_modules(name: str) -> None:
     assert reached(name) - {"__init__"} <= set(PURE)
 
@@ -70,6 +71,15 @@ def test_pure_modules_rest_on_pure_modules(name: str) -> None:
 def test_the_plan_knows_what_a_state_means_and_no_more_of_the_world() -> None:
     assert reached("plan") - {"__init__"} <= {*PURE, "state"}
     assert reached("script") - {"__init__"} <= {*PURE, "state"}
+
+
+def test_a_path_is_thought_out_from_what_the_kernel_has_told() -> None:
+    assert reached("uplink") - {"__init__"} <= {*PURE, "links", "netlink"}
+    assert "netlink" not in {each.removeprefix("lsmpy.") for each in imported(MODULES["uplink"])}
+
+
+def test_only_the_wire_knows_packet_sockets() -> None:
+    assert [name for name, path in sorted(MODULES.items()) if "AF_PACKET" in path.read_text()] == ["wire"]
 
 
 def test_nobody_imports_in_a_circle() -> None:
@@ -99,6 +109,10 @@ def test_the_router_part_loads_neither_packets_nor_file_events() -> None:
 
 def test_the_prober_loads_neither_programs_nor_file_events() -> None:
     assert not loaded_by("import lsmpy.probe") & {"sh", "watchdog"}
+
+
+def test_who_reads_what_the_prober_wrote_loads_no_packets() -> None:
+    assert not loaded_by("import lsmpy.standing, lsmpy.verdict") & {"scapy", "sh", "watchdog"}
 
 
 def test_what_has_no_licence_for_it_never_meets_scapy() -> None:

@@ -1,13 +1,17 @@
-"""LSM's decision against a plain reading of its README, and the rule of the administrator's hand."""
+"""LSM's decision against a plain reading of its README, limits on times, blame, damping, the administrator's hand."""
+
+from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lsmpy import model, verdict
-from lsmpy.verdict import Flight, Link, Status, combine, decide, step
+from lsmpy.verdict import Damping, Link, Status, Trial, blamed, combine, damp, decide, is_silent, step
 
 FAST = model.Probe(max_packet_loss=15, max_successive_pkts_lost=3, min_packet_loss=5, min_successive_pkts_rcvd=2)
+MS = 1_000_000
+S = 1000 * MS
 
 
 @st.composite
@@ -43,18 +47,25 @@ def lsm(samples: list[bool], limits: model.Probe) -> Status:
     return status
 
 
-def walk(samples: list[bool], limits: model.Probe, link: Link | None = None) -> Link:
+def walk(samples: list[bool], limits: model.Probe, link: Link | None = None, rtt_ms: float = 1) -> Link:
     link = link or Link()
     for lost in samples:
-        link = step(link, lost, limits)
+        link = step(link, None if lost else int(rtt_ms * MS), limits)
     return link
 
 
 @given(histories, thresholds())
 def test_the_decision_is_lsms(samples: list[bool], limits: model.Probe) -> None:
-    link = walk(samples, limits)
+    link = Link()
+    for count, lost in enumerate(samples, 1):
+        link = step(link, None if lost else MS, limits)
+        assert (link.lost, link.samples) == (sum(samples[max(0, count - 100) : count]), min(100, count))
     assert link.status == lsm(samples, limits)
-    assert (link.lost, link.samples) == (sum(samples[-100:]), min(100, len(samples)))
+
+
+@given(histories, thresholds(), st.integers(0, 10**12))
+def test_without_limits_times_decide_nothing(samples: list[bool], limits: model.Probe, rtt_ns: int) -> None:
+    assert walk(samples, limits, rtt_ms=rtt_ns / MS).status == lsm(samples, limits)
 
 
 def test_down_needs_the_last_lost_probe_of_the_threshold() -> None:
@@ -77,8 +88,102 @@ def test_recovery_waits_until_the_window_has_forgotten() -> None:
 
 
 def test_words_for_the_log() -> None:
-    assert str(walk([False] * 16 + [True] * 7, FAST)) == "7 of the last 23 probes lost, 7 in a row"
-    assert str(walk([True, False, False], FAST)) == "1 of the last 3 probes lost, 2 answered in a row"
+    assert str(walk([False] * 16 + [True] * 7, FAST)) == (
+        "7 of the last 23 probes lost, 7 in a row, round trip 1.0 ms ± 0.0"
+    )
+    assert str(walk([True, False, False], FAST, rtt_ms=20)) == (
+        "1 of the last 3 probes lost, 2 answered in a row, round trip 20.0 ms ± 7.5"
+    )
+    assert str(walk([True, True], FAST)) == "2 of the last 2 probes lost, 2 in a row"
+
+
+# -- limits on times -------------------------------------------------------------------------------
+
+SLOW = model.Probe(
+    max_packet_loss=15,
+    max_successive_pkts_lost=3,
+    min_packet_loss=5,
+    min_successive_pkts_rcvd=2,
+    max_rtt_ms=100,
+    min_rtt_ms=50,
+)
+UNEVEN = model.Probe(
+    max_packet_loss=15,
+    max_successive_pkts_lost=3,
+    min_packet_loss=5,
+    min_successive_pkts_rcvd=2,
+    max_jitter_ms=40,
+    min_jitter_ms=20,
+)
+
+
+@given(st.lists(st.integers(1, 10**11), min_size=1, max_size=200))
+def test_times_are_smoothed_as_tcp_does(rtts_ns: list[int]) -> None:
+    link = Link()
+    mean = variation = 0.0
+    for count, rtt_ns in enumerate(rtts_ns):
+        link = step(link, rtt_ns, FAST)
+        variation = rtt_ns / 2 if count == 0 else 3 / 4 * variation + 1 / 4 * abs(mean - rtt_ns)  # RFC 6298, 2.2, 2.3
+        mean = rtt_ns if count == 0 else 7 / 8 * mean + 1 / 8 * rtt_ns
+    assert link.rtt_ns == pytest.approx(mean, abs=16)  # nanoseconds, by rounding
+    assert link.jitter_ns == pytest.approx(variation, abs=32)
+
+
+def test_a_lost_probe_has_no_time() -> None:
+    link = walk([False, True, True], FAST, rtt_ms=20)
+    assert (link.rtt_ns, link.jitter_ns) == (20 * MS, 10 * MS)
+
+
+def test_a_slow_link_is_down_above_its_limit_and_not_at_it() -> None:
+    assert walk([False] * 100, SLOW, rtt_ms=100, link=walk([False] * 2, SLOW)).status == "up"
+    link = walk([False] * 2, SLOW)
+    counts = 0
+    while link.status == "up":
+        link, counts = step(link, 200 * MS, SLOW), counts + 1
+    assert link.rtt_ns > 100 * MS
+    assert counts == 6  # 200 - 199 x (7/8)^n is above 100 from n = 6 on
+
+
+def test_a_slow_link_comes_back_at_its_lower_limit_and_not_before() -> None:
+    down = walk([False] * 50, SLOW, rtt_ms=200)
+    assert down.status == "down"
+    assert walk([False] * 500, SLOW, down, rtt_ms=51).status == "down"
+    assert walk([False] * 500, SLOW, down, rtt_ms=50).status == "up"
+
+
+def test_between_the_limits_it_stays_what_it_was() -> None:
+    for before, status in ((1.0, "up"), (200.0, "down")):
+        link = walk([False] * 50, SLOW, rtt_ms=before)
+        assert link.status == status
+        assert walk([False] * 500, SLOW, link, rtt_ms=75).status == status
+
+
+def test_one_slow_first_answer_is_no_slow_link() -> None:
+    assert step(Link(), 5000 * MS, SLOW).status == "unknown"
+    assert walk([False] * 2, SLOW, rtt_ms=5000).status == "down"
+
+
+def uneven(link: Link, count: int, swing_ms: int) -> Link:
+    for number in range(count):
+        link = step(link, (200 + swing_ms * (-1) ** number) * MS, UNEVEN)
+    return link
+
+
+def test_jitter_has_limits_of_its_own() -> None:
+    up = uneven(Link(), 30, 1)
+    assert up.status == "up"
+    assert uneven(up, 100, 30).status == "up"
+    down = uneven(up, 100, 50)
+    assert down.status == "down"
+    assert uneven(down, 100, 30).status == "down"
+    assert uneven(down, 100, 10).status == "up"
+
+
+def test_loss_counts_as_ever_where_there_are_limits_on_times() -> None:
+    assert walk([True] * 3, SLOW, walk([False] * 5, SLOW)).status == "down"
+
+
+# -- several targets, several ISPs -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,53 +205,183 @@ def test_quorum(statuses: list[Status], quorum: int, combined: Status) -> None:
     assert combine(statuses, quorum) == combined
 
 
-def test_a_probe_is_lost_when_its_time_has_passed() -> None:
-    flight = Flight()
-    flight.sent(0, 1000)
-    assert flight.deadline_ns(50) == 1050
-    assert flight.fates(1049, 50) == []
-    assert flight.fates(1050, 50) == [True]
-    assert flight.deadline_ns(50) is None
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        # A shared target is dead while another one answers.
+        ({"A": {"t": "down", "u": "up"}, "B": {"t": "down", "u": "up"}}, {"t"}),
+        ({"A": {"t": "down", "u": "up"}, "B": {"t": "down"}}, {"t"}),
+        ({"A": {"t": "down", "u": "up"}, "B": {"t": "down", "u": "down"}}, {"t"}),
+        ({"A": {"t": "down", "own": "up"}, "B": {"t": "down"}, "C": {"t": "down"}}, {"t"}),
+        # It still answers by one of them, or has not been judged.
+        ({"A": {"t": "down", "u": "up"}, "B": {"t": "up", "u": "up"}}, set()),
+        ({"A": {"t": "down", "u": "up"}, "B": {"t": "unknown", "u": "up"}}, set()),
+        # It is all that anybody probes.
+        ({"A": {"t": "down"}, "B": {"t": "down"}}, {"t"}),
+        ({"A": {"t": "down"}, "B": {"t": "up"}}, set()),
+        # One ISP is dead, with all that it probes.
+        ({"A": {"t": "down", "u": "down"}, "B": {"t": "up", "u": "up"}}, set()),
+        # All are: nothing speaks for them.
+        ({"A": {"t": "down", "u": "down"}, "B": {"t": "down", "u": "down"}}, set()),
+        ({"A": {"t": "down", "u": "unknown"}, "B": {"t": "down", "u": "down"}}, set()),
+        # What only one ISP probes tells of that ISP.
+        ({"A": {"t": "down", "u": "up"}, "B": {"u": "up"}}, set()),
+        ({"A": {"t": "down"}, "B": {"u": "up"}}, set()),
+        ({"A": {"t": "down"}}, set()),
+        ({"A": {"t": "down", "u": "up"}}, set()),
+        # Two at once, of three.
+        ({"A": {"t": "down", "u": "down", "v": "up"}, "B": {"t": "down", "u": "down", "v": "up"}}, {"t", "u"}),
+        ({"A": {}, "B": {}}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_target_is_blamed_that_fails_by_every_isp_while_others_answer(
+    links: dict[str, dict[str, Status]], found: set[str]
+) -> None:
+    assert blamed(tried(links)) == found
 
 
-def test_an_answer_waits_for_the_fate_of_earlier_probes() -> None:
-    flight = Flight()
-    for seq in (65534, 65535, 0):
-        flight.sent(seq, 1000 + 10 * ((seq + 2) & 0xFFFF))
-    flight.answered(0)
-    flight.answered(65535)
-    assert flight.fates(1020, 50) == []
-    assert flight.fates(1050, 50) == [True, False, False]
+def tried(links: dict[str, dict[str, Status]], apart_s: int = 10) -> dict[str, dict[str, Trial]]:
+    """What is down has been silent since one moment."""
+    return {
+        isp: {
+            target: Trial(status == "up", 5 * S if status == "down" else None, apart_s * S)
+            for target, status in targets.items()
+        }
+        for isp, targets in links.items()
+    }
 
 
-def test_a_late_answer_does_not_undo_a_loss() -> None:
-    flight = Flight()
-    flight.sent(7, 1000)
-    assert flight.fates(1050, 50) == [True]
-    flight.answered(7)
-    flight.sent(8, 1060)
-    assert flight.fates(1070, 50) == []
+@pytest.mark.parametrize(
+    ("silent_s", "found"), [((5, 5), {"t"}), ((5, 15), {"t"}), ((16, 5), set()), ((5, 900), set())]
+)
+def test_two_isps_that_die_one_after_another_are_not_one_dead_target(
+    silent_s: tuple[int, int], found: set[str]
+) -> None:
+    trials = {isp: {"t": Trial(False, at_s * S, 10 * S)} for isp, at_s in zip("AB", silent_s, strict=True)}
+    assert blamed(trials) == found
+    # Where there are others that answer it does not matter when it died.
+    with_others = {isp: targets | {"own" + isp: Trial(True, None, 10 * S)} for isp, targets in trials.items()}
+    assert blamed(with_others) == {"t"}
 
 
-def test_an_answer_counts_once_and_only_for_a_probe_in_flight() -> None:
-    flight = Flight()
-    flight.answered(7)
-    flight.sent(7, 1000)
-    assert flight.fates(1010, 50) == []
-    flight.answered(7)
-    flight.answered(7)
-    assert flight.fates(1010, 50) == [False]
-    assert flight.fates(2000, 50) == []
+def test_an_isp_that_probes_more_seldom_may_notice_later() -> None:
+    trials = {"A": {"t": Trial(False, 5 * S, 1 * S)}, "B": {"t": Trial(False, 40 * S, 60 * S)}}
+    assert blamed(trials) == {"t"}
 
 
-def test_no_sequence_number_is_in_flight_twice() -> None:
-    flight = Flight()
-    fates = []
-    for count in range(70_000):
-        flight.sent(count & 0xFFFF, count)
-        fates += flight.fates(count, 10**9)
-    assert fates == [True] * (70_000 - (1 << 15) + 1)
+@pytest.mark.parametrize(
+    ("samples", "silent"),
+    [
+        ([], False),
+        ([False] * 5, False),
+        ([False] * 5 + [True], False),
+        ([False] * 5 + [True] * 2, True),
+        ([False] * 5 + [True] * 3, True),
+        ([False] * 5 + [True] * 3 + [False], True),
+        ([False] * 5 + [True] * 2 + [False], False),
+    ],
+)
+def test_silent_is_down_or_one_probe_away_from_it(samples: list[bool], silent: bool) -> None:
+    assert is_silent(walk(samples, FAST), FAST) == silent
 
+
+def test_where_one_lost_probe_is_down_an_answer_is_no_silence() -> None:
+    nervous = model.Probe(max_successive_pkts_lost=1, min_successive_pkts_rcvd=1)
+    assert not is_silent(Link(), nervous)
+    assert not is_silent(walk([False], nervous), nervous)
+    assert is_silent(walk([True], nervous), nervous)
+
+
+each = st.sampled_from(["up", "down", "unknown"])
+networks = st.dictionaries(st.sampled_from("ABC"), st.dictionaries(st.sampled_from("tuv"), each, max_size=3))
+
+
+@given(networks)
+def test_nobody_is_blamed_who_answers_or_whom_one_isp_alone_probes(links: dict[str, dict[str, Status]]) -> None:
+    for target in blamed(tried(links)):
+        says = [targets[target] for targets in links.values() if target in targets]
+        assert len(says) > 1
+        assert set(says) == {"down"}
+
+
+@given(networks, st.sampled_from("tuv"))
+def test_one_dead_target_that_is_shared_is_always_found(links: dict[str, dict[str, Status]], dead: str) -> None:
+    healthy: dict[str, dict[str, Status]] = {
+        isp: {target: "down" if target == dead else "up" for target in targets} for isp, targets in links.items()
+    }
+    sharing = [targets for targets in healthy.values() if dead in targets]
+    assert blamed(tried(healthy)) == ({dead} if len(sharing) > 1 else set())
+
+
+# -- damping ---------------------------------------------------------------------------------------
+
+HOLD_MS = 10_000
+
+
+def flap(before: Damping, down_s: float, up_s: float, hold_ms: int = HOLD_MS) -> Damping:
+    """Down at one time, and up as soon as it may after the other."""
+    down = damp(before, "down", int(down_s * S), hold_ms)
+    return damp(down, "up", max(int(up_s * S), down.until_ns), hold_ms)
+
+
+def test_what_has_never_been_down_is_held_by_nothing() -> None:
+    assert damp(Damping(), "unknown", 5, HOLD_MS) == Damping()
+    assert damp(Damping(), "down", 5, HOLD_MS) == Damping()
+    assert damp(Damping(), "up", 5, HOLD_MS) == Damping(up_ns=5)
+
+
+def test_the_first_time_it_is_held_down_once() -> None:
+    down = damp(Damping(up_ns=0), "down", 100 * S, HOLD_MS)
+    assert down == Damping(0, 110 * S, 10 * S, None)
+    assert damp(down, "down", 105 * S, HOLD_MS) == down
+    assert damp(down, "up", 110 * S - 1, HOLD_MS).up_ns is None
+    assert damp(down, "up", 110 * S, HOLD_MS).up_ns == 110 * S
+
+
+def test_each_time_again_doubles_it_up_to_a_limit() -> None:
+    damping = flap(Damping(up_ns=0), 100, 100)
+    held = [damping.held_ns // S]
+    for _ in range(8):
+        assert damping.up_ns is not None
+        now_s = damping.up_ns / S + 1
+        damping = flap(damping, now_s, now_s)
+        held.append(damping.held_ns // S)
+    assert held == [10, 20, 40, 80, 160, 320, 320, 320, 320]
+
+
+def test_it_is_forgiven_after_it_has_been_up_for_as_long_as_it_was_held() -> None:
+    damping = flap(flap(Damping(up_ns=0), 100, 100), 111, 111)
+    assert (damping.held_ns, damping.up_ns) == (20 * S, 131 * S)
+    assert damp(damping, "down", 151 * S - 1, HOLD_MS).held_ns == 40 * S
+    assert damp(damping, "down", 151 * S, HOLD_MS).held_ns == 10 * S
+
+
+def test_not_being_sure_is_neither_up_nor_down() -> None:
+    damping = Damping(1, 5, 5, 7)
+    assert damp(damping, "unknown", 100 * S, HOLD_MS) == damping
+
+
+def test_without_hold_down_nothing_is_held() -> None:
+    damping = Damping(up_ns=0)
+    for at_s in range(1, 20, 2):
+        down = damp(damping, "down", at_s * S, 0)
+        assert (down.until_ns, down.held_ns, down.times) == (at_s * S, 0, 0)
+        damping = damp(down, "up", at_s * S, 0)
+        assert damping.up_ns == at_s * S
+
+
+@given(st.lists(st.tuples(st.sampled_from(["up", "down", "unknown"]), st.integers(0, 100)), max_size=60))
+def test_it_is_never_up_while_it_is_held(said: list[tuple[Status, int]]) -> None:
+    now, damping = 0, Damping()
+    for status, seconds in said:
+        now += seconds * S
+        damping = damp(damping, status, now, HOLD_MS)
+        assert damping.up_ns is None or damping.up_ns >= damping.until_ns
+        assert damping.held_ns in [0] + [HOLD_MS * MS << times for times in range(6)]
+
+
+# -- the administrator's hand ----------------------------------------------------------------------
 
 U, D = "up", "down"
 
