@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
+_TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
-_MOST_SLACK_NS = 20_000_000
+_MOST_SLACK_NS = 50_000_000
 
 
 class ProbeError(LsmpyError):
@@ -49,8 +50,9 @@ class Daemon:
         self._blamed: frozenset[str] = frozenset()
         self._agenda: list[tuple[int, int, Prober, Target]] = []
         self._turns = itertools.count()
-        self._files_ns = self._slack_ns = 0
+        self._files_ns = self._tell_ns = self._slack_ns = 0
         self._selector = selectors.DefaultSelector()
+        self._urgent = selectors.DefaultSelector()  # what cannot wait until others have arrived too
         self._caught: bytes = b""
         self._kernel: socket.socket | None = None
         self._load()
@@ -60,6 +62,7 @@ class Daemon:
         for prober in self._probers:
             prober.close()
         self._selector.close()
+        self._urgent.close()
         if self._kernel:
             self._kernel.close()
 
@@ -70,7 +73,8 @@ class Daemon:
             StateError: a state file cannot be written.
             ProbeError: `once`, and the probes of a full window leave it open whether an ISP is up.
         """
-        self._selector.register(signals, selectors.EVENT_READ, lambda: self._signal(signals))
+        for selector in (self._selector, self._urgent):
+            selector.register(signals, selectors.EVENT_READ, lambda: self._signal(signals))
         while not (once and self._finished()):
             wake_ns = min(self._files_ns, self._agenda[0][0])
             self._selector.select(max(0, wake_ns - clock_ns()) / _S)
@@ -88,7 +92,7 @@ class Daemon:
                 self._reload()
             self._caught = b""
             # What arrives meanwhile is taken in together: it bears the kernel's time stamps, and waking costs most.
-            time.sleep(self._slack_ns / _S)
+            self._urgent.select(self._slack_ns / _S)
         self._tell(clock_ns())
 
     def _signal(self, signals: socket.socket) -> None:
@@ -104,6 +108,8 @@ class Daemon:
             self._judge(now_ns, due)
         if due:
             self._files_ns = now_ns + _FILES_NS
+        if due and now_ns >= self._tell_ns:
+            self._tell_ns = now_ns + sum(len(each.targets) for each in self._probers) * _TELL_NS
             self._tell(now_ns)
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
@@ -153,12 +159,14 @@ class Daemon:
     def _listen(self) -> None:
         """Hear from the kernel what changes; of routes only if that matters, for a router may have a million."""
         if self._kernel:
-            self._selector.unregister(self._kernel)
+            for selector in (self._selector, self._urgent):
+                selector.unregister(self._kernel)
             self._kernel.close()
         follows = any(each.isp.follows for each in self._probers)
         self._kernel = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
         self._kernel.setblocking(False)
-        self._selector.register(self._kernel, selectors.EVENT_READ, functools.partial(self._look, self._kernel))
+        for selector in (self._selector, self._urgent):
+            selector.register(self._kernel, selectors.EVENT_READ, functools.partial(self._look, self._kernel))
 
     def _look(self, kernel: socket.socket) -> None:
         """Something has changed: see what the kernel has now."""
@@ -214,7 +222,7 @@ class Daemon:
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)
-        self._slack_ns = min(shortest_ms * 20_000, _MOST_SLACK_NS)  # a fiftieth
+        self._slack_ns = min(shortest_ms * 50_000, _MOST_SLACK_NS)  # a twentieth
 
 
 def settle(directory: Path, name: str, said: str | None) -> str | None:

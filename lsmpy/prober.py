@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +44,7 @@ class Target:
         text, check: as configured.
         number: its place among the targets of its port.
         flight: its probes under way.
+        times: their last round trip times.
         path: how it is reached now, or why it is not.
         silent_ns: when the first of the last probes that were all lost was given up.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
@@ -57,7 +57,7 @@ class Target:
     number: int
     flight: Flight
     link: verdict.Link = field(default_factory=verdict.Link)
-    rtts_ns: deque[int] = field(default_factory=lambda: deque(maxlen=verdict.WINDOW))
+    times: standing.Window = field(default_factory=lambda: standing.Window(verdict.WINDOW))
     path: Path | Fault = field(default_factory=lambda: Fault("not looked for yet"))
     address: Address | None = None
     request: wire.Echo | None = None
@@ -283,7 +283,7 @@ class Prober:
             target.silent_ns = now_ns
         target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         if sample.rtt_ns is not None:
-            target.rtts_ns.append(sample.rtt_ns)
+            target.times.add(sample.rtt_ns)
         for number in [each for each in target.calls if each not in target.flight]:
             self._end_call(target, number)
         self.changed |= target.link.status != before
@@ -329,7 +329,7 @@ class Prober:
                 late=each.flight.late,
                 foreign=each.foreign,
                 blamed=each.text in blamed,
-                rtt_ms=standing.round_trips(each.rtts_ns),
+                rtt_ms=each.times.round_trips(),
             )
             for each in self.targets
         }

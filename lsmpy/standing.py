@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections import deque
 
 import msgspec
 from msgspec import Struct
@@ -71,16 +72,36 @@ class Standing(Struct, frozen=True):
     isps: dict[str, IspStanding]
 
 
-def round_trips(rtts_ns: Sequence[int]) -> RoundTrips | None:
-    """The statistics of round trip times in nanoseconds, in the order of arrival; None without any."""
-    if not rtts_ns:
-        return None
-    count, ordered = len(rtts_ns), sorted(rtts_ns)
-    mean = sum(ordered) / count
-    deviation = math.dist(ordered, [mean] * count) / math.sqrt(count)
-    ranks = [ordered[math.ceil(count * percent / 100) - 1] for percent in _PERCENTILES]  # nearest rank
-    last, mean, deviation, p50, p95, p99 = (round(each / 1e6, 3) for each in (rtts_ns[-1], mean, deviation, *ranks))
-    return RoundTrips(last, mean, deviation, p50, p95, p99)
+class Window:
+    """The round trip times of the last answers, in nanoseconds, so kept that their statistics cost next to nothing."""
+
+    def __init__(self, size: int) -> None:
+        """Keep `size` of them."""
+        self._size = size
+        self._times: deque[int] = deque()
+        self._ordered: list[int] = []
+        self._sum = self._squares = 0
+
+    def add(self, rtt_ns: int) -> None:
+        """One more, and one less if that is one too many."""
+        self._times.append(rtt_ns)
+        insort(self._ordered, rtt_ns)
+        self._sum += rtt_ns
+        self._squares += rtt_ns * rtt_ns
+        if len(self._times) > self._size:
+            gone = self._times.popleft()
+            del self._ordered[bisect_left(self._ordered, gone)]
+            self._sum -= gone
+            self._squares -= gone * gone
+
+    def round_trips(self) -> RoundTrips | None:
+        """Their statistics; None without any."""
+        count = len(self._times)
+        if not count:
+            return None
+        deviation = math.sqrt(count * self._squares - self._sum * self._sum) / count  # of whole numbers: exact
+        ranks = (self._ordered[-(-count * percent // 100) - 1] for percent in _PERCENTILES)  # nearest rank
+        return RoundTrips(*(round(each / 1e6, 3) for each in (self._times[-1], self._sum / count, deviation, *ranks)))
 
 
 def encode(standing: Standing) -> str:

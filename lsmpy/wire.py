@@ -39,6 +39,8 @@ _SO_ATTACH_FILTER, _SO_TIMESTAMPING = 26, 37
 _STAMPS = 1 << 1 | 1 << 3 | 1 << 4  # SOF_TIMESTAMPING: TX_SOFTWARE, RX_SOFTWARE, SOFTWARE
 _SKF_AD_PROTOCOL = 0xFFFFF000
 
+_ANCILLARY, _STAMP = 256, struct.Struct("=qq")
+
 # What an echo request carries: nonce, target, counter, tag, and as much more as ping(8) would send.
 _PAYLOAD = struct.Struct("!4sIQ8s32x")
 _TAGGED = struct.Struct("!IQ")
@@ -252,15 +254,14 @@ class Port:
         """Data, EtherType and time of what waits in one of the socket's queues."""
         for _ in range(_MOST_AT_ONCE):
             try:
-                data, ancillary, _, address = self._socket.recvmsg(_LARGEST, 256, queue)
+                data, ancillary, _, address = self._socket.recvmsg(_LARGEST, _ANCILLARY, queue)
             except BlockingIOError:
                 return
             except OSError:  # the interface has gone down or away, which is told once
                 continue
-            for level, kind, value in ancillary:
-                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPING:
-                    seconds, nanoseconds = struct.unpack_from("=qq", value)
-                    yield data, address[1] if address else 0, seconds * 1_000_000_000 + nanoseconds
+            if ancillary:  # the stamp comes first, and in it, of three, that of the software
+                seconds, nanoseconds = _STAMP.unpack_from(ancillary[0][2])
+                yield data, address[1] if address else 0, seconds * 1_000_000_000 + nanoseconds
 
 
 class Marks(Struct, frozen=True):
