@@ -115,7 +115,10 @@ def _check_isp(mistakes: Mistakes, index: int, isp: Isp) -> None:
     for family in sorted({each.version for each in own} - hops.keys()) if hops_known else ():
         mistakes.wrong("isp", index, "gateway", f"there is an IPv{family} address but no gateway of IPv{family}")
     if mistakes.usable("isp", index, "check"):
-        _check_targets(mistakes, index, isp, set(hops) if hops_known else set(FAMILIES))
+        families: set[int] = set(hops) if hops_known else set(FAMILIES)
+        if isp.gateway in ((AUTO,), (NONE,)) and own_known:
+            families = {each.version for each in own}
+        _check_targets(mistakes, index, isp, families)
     if not 1 <= isp.quorum <= max(1, len(isp.check)) and mistakes.usable("isp", index, "check"):
         text = f"{isp.quorum} of {len(isp.check)} targets can never answer; give 1 to {len(isp.check)}"
         mistakes.wrong("isp", index, "quorum", text)
@@ -152,7 +155,8 @@ def _check_targets(mistakes: Mistakes, index: int, isp: Isp, families: set[int])
             mistakes.wrong("isp", index, "check", f"{shown(text)} asks the gateway and there is none; give an address")
         elif check.address and check.address.version not in families:
             family = f"IPv{check.address.version}"
-            mistakes.wrong("isp", index, "check", f"{text} is {family}, for which this ISP has no gateway")
+            lacks = "address" if isp.gateway in ((AUTO,), (NONE,)) else "gateway"
+            mistakes.wrong("isp", index, "check", f"{text} is {family}, for which this ISP has no {lacks}")
         if text in isp.check[:place]:
             mistakes.wrong("isp", index, "check", f"{text} stands twice; give different targets")
 
@@ -169,11 +173,11 @@ def _check_weights(mistakes: Mistakes, isps: list[Isp]) -> None:
 
 
 def _is_address(text: str) -> bool:
-    return _parses(ip_address, text)
+    return "%" not in text and _parses(ip_address, text)
 
 
 def _is_interface(text: str) -> bool:
-    return _parses(ip_interface, text)
+    return "%" not in text and _parses(ip_interface, text)
 
 
 def _parses(parse: Callable[[str], object], text: str) -> bool:

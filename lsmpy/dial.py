@@ -17,6 +17,7 @@ from lsmpy.uplink import Path
 _TIMESTAMPNS = 35  # SO_TIMESTAMPNS, <asm/socket.h>; the socket module lacks it
 _RTT_AT = 68  # tcpi_rtt in struct tcp_info, microseconds
 _LARGEST = 4096
+_MOST_AT_ONCE = 16  # wrong answers, so that a flood of them cannot keep the caller from its clock
 _QUERY = struct.Struct("!HHHHHH")  # RFC 1035, 4.1.1
 _RECURSE, _IS_ANSWER = 0x0100, 0x8000
 _TYPE_A, _CLASS_IN = 1, 1
@@ -49,12 +50,18 @@ class Call:
             CannotTestError: there is no such way at the moment.
         """
         self._question = b""
-        way = links.way(path.source, address, path.link)
+        try:
+            way = links.way(path.source, address, path.link)
+        except links.NetlinkError as error:
+            raise CannotTestError(str(error)) from error
         if way != (path.link.index, None if on_link else path.hop):
             raise CannotTestError(f"the kernel's routes from {path.source} to {address} go another way")
         kind = socket.SOCK_STREAM if check.kind == "tcp" else socket.SOCK_DGRAM
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        try:
+            self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise CannotTestError(f"no socket can be had: {error.strerror}") from error
         try:
             # To the interface as well, so that it cannot leave by another one even when the routes change meanwhile.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, path.link.name.encode())
@@ -108,7 +115,7 @@ class Call:
         return Answer(rtt_us * 1000 if 0 < rtt_us * 1000 <= elapsed_ns else elapsed_ns)
 
     def _heard(self, elapsed_ns: int) -> Answer | None:
-        while True:
+        for _ in range(_MOST_AT_ONCE):
             data, ancillary, _, _ = self._socket.recvmsg(_LARGEST, 64)
             if not answers(self._question, data):
                 continue
@@ -118,6 +125,7 @@ class Call:
                     rtt_ns = seconds * 1_000_000_000 + nanoseconds - self._sent_at_ns
                     return Answer(rtt_ns if 0 <= rtt_ns <= elapsed_ns else elapsed_ns)
             return Answer(elapsed_ns)
+        return None
 
 
 def answers(question: bytes, data: bytes) -> bool:

@@ -112,7 +112,10 @@ def way(source: Address, target: Address, link: Link) -> tuple[int, Address | No
 
 
 def _open() -> socket.socket:
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    try:
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    except OSError as error:
+        raise NetlinkError(f"the kernel cannot be asked for its interfaces: {error.strerror}") from error
     opened.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)  # so that a dump can be of one table
     opened.settimeout(5.0)
     return opened
@@ -149,11 +152,11 @@ def _link(message: bytes) -> Link:
 
 
 def _note_address(found: dict[int, list[tuple[bool, Address]]], message: bytes) -> None:
-    _, _, short_flags, _, index = _ADDRESS.unpack_from(message, netlink.HEADER.size)
+    family, _, short_flags, _, index = _ADDRESS.unpack_from(message, netlink.HEADER.size)
     attributes = _attributes(message, _ADDRESS.size)
     flags = _number(attributes[_IFA_FLAGS]) if _IFA_FLAGS in attributes else short_flags
     own = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)  # the second is the peer's where there is a first
-    if own and not flags & _UNUSABLE:
+    if own and family in _FAMILIES and not flags & _UNUSABLE:
         found.setdefault(index, []).append((bool(flags & _PASSING), ip_address(own)))
 
 
@@ -165,9 +168,10 @@ def _default_hops(kernel: socket.socket) -> dict[tuple[int, int], Address | None
     best: dict[tuple[int, int], tuple[int, Address | None]] = {}
     for number, family in _FAMILIES.items():
         for message in _dump(kernel, _GET_ROUTE, _ROUTE.pack(number, 0, 0, 0, _MAIN, 0, 0, 0, 0)):
-            _, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message, netlink.HEADER.size)
+            said, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message, netlink.HEADER.size)
             attributes = _attributes(message, _ROUTE.size)
-            if length or table != _MAIN or kind != _UNICAST or _OIF not in attributes:
+            # A kernel without IPv6 answers with what it has of IPv4.
+            if said != number or length or table != _MAIN or kind != _UNICAST or _OIF not in attributes:
                 continue
             metric = _number(attributes.get(_PRIORITY, bytes(4)))
             gateway = attributes.get(_GATEWAY)

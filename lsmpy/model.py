@@ -201,6 +201,8 @@ def parse_check(text: str) -> Check:
     """
     if text in ("gateway", "arp"):
         return Check("echo" if text == "gateway" else "neighbour")
+    if "%" in text:
+        raise ValueError(text)  # an address with a zone; the interface says it already
     if "://" not in text:
         return Check("echo", ipaddress.ip_address(text))
     url = urlsplit(text)

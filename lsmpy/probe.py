@@ -26,6 +26,7 @@ _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
 _TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
+_HEAD_START_NS = _S // 20  # for the gateways to say where they are, before the first probe
 _MOST_SLACK_NS = 50_000_000
 
 
@@ -116,7 +117,7 @@ class Daemon:
         self._acquit()
         blamed = verdict.blamed(trials(self._probers))
         for text in sorted(blamed - self._blamed):
-            log.warning("%s answers by no ISP: taken for dead itself, it does not count until it answers again", text)
+            log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
         self._blamed = blamed
         for prober in self._probers:
             prober.changed = False
@@ -124,13 +125,13 @@ class Daemon:
                 self._settle(prober)
 
     def _acquit(self) -> None:
-        """What is blamed and answers again begins anew by every ISP."""
+        """What was blamed and answers again begins anew by every ISP."""
         for text in sorted(self._blamed):
-            targets = [target for prober in self._probers for target in prober.targets if target.text == text]
-            if any(target.link.received_in_a_row for target in targets):
+            targets = [(prober, target) for prober in self._probers for target in prober.targets if target.text == text]
+            if any(prober.answers_steadily(target) for prober, target in targets):
                 log.info("%s answers again, and counts again", text)
-                for target in targets:
-                    target.link = verdict.Link()
+                for prober, target in targets:
+                    prober.begin_anew(target)
 
     def _settle(self, prober: Prober) -> None:
         name = prober.isp.name
@@ -218,7 +219,8 @@ class Daemon:
         self._agenda = []
         for prober in self._probers:
             for target in prober.targets:
-                target.due_ns = now_ns + next(place) * prober.isp.probe.interval_ms * 1_000_000 // count
+                later_ns = next(place) * prober.isp.probe.interval_ms * 1_000_000 // count
+                target.due_ns = now_ns + _HEAD_START_NS + later_ns
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)

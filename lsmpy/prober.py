@@ -189,7 +189,8 @@ class Prober:
                 target.foreign += 1
 
     def _neighbour(self, heard: wire.Neighbour) -> None:
-        self._hops.setdefault(heard.address, Hop()).mac = heard.mac
+        if hop := self._hops.get(heard.address):
+            hop.mac = heard.mac
         for target in self.targets:
             number = target.flight.newest()  # nothing in it tells which question it answers; LSM does the same
             if target.check.kind == "neighbour" and target.address == heard.address and number is not None:
@@ -201,11 +202,11 @@ class Prober:
         if target.check.kind in ("tcp", "dns") and target.address is not None:
             self._call(target, path, target.address, number)
             return
-        asked = self._look_for(path, now_ns, target.link.lost_in_a_row > 0 or target.check.kind == "neighbour")
+        if target.check.kind != "neighbour":
+            self._look_for(path, now_ns, target.link.lost_in_a_row > 0)
         target.flight.sent(number, clock_ns(), time.time_ns())
         if target.check.kind == "neighbour":
-            if not asked:
-                self._ask(path, now_ns)
+            self._ask(path, now_ns)
         elif target.address is not None:
             mac = self._hops[path.hop].mac if path.needs_mac and path.hop in self._hops else b""
             if target.request is None:
@@ -222,16 +223,13 @@ class Prober:
             log.info("%s: probes are sent on %s again", self.isp.name, self.isp.interface)
         self._problem = problem
 
-    def _look_for(self, path: Path, now_ns: int, unanswered: bool) -> bool:
-        """Ask where the gateway is if that is not known well enough; returns whether it was asked."""
-        if not path.needs_mac or path.hop is None:
-            return False
-        hop = self._hops.setdefault(path.hop, Hop())
-        patience_ns = _ASK_AGAIN_NS if unanswered or not hop.mac else _REFRESH_NS
-        if hop.asked_from == path.link.mac and now_ns < hop.asked_ns + patience_ns:
-            return False
-        self._ask(path, now_ns)
-        return True
+    def _look_for(self, path: Path, now_ns: int, unanswered: bool) -> None:
+        """Ask where the gateway is if that is not known well enough."""
+        if path.needs_mac and path.hop is not None:
+            hop = self._hops.setdefault(path.hop, Hop())
+            patience_ns = _ASK_AGAIN_NS if unanswered or not hop.mac else _REFRESH_NS
+            if hop.asked_from != path.link.mac or now_ns >= hop.asked_ns + patience_ns:
+                self._ask(path, now_ns)
 
     def _ask(self, path: Path, now_ns: int) -> None:
         if path.hop is not None and path.needs_mac:
@@ -282,8 +280,7 @@ class Prober:
         if target.link.lost_in_a_row == 1:
             target.silent_ns = now_ns
         target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
-        if sample.rtt_ns is not None:
-            target.times.add(sample.rtt_ns)
+        target.times.add(sample.rtt_ns)
         for number in [each for each in target.calls if each not in target.flight]:
             self._end_call(target, number)
         self.changed |= target.link.status != before
@@ -307,9 +304,20 @@ class Prober:
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""
         limits = self.isp.probe
-        silent_ns = target.silent_ns if verdict.is_silent(target.link, limits) else None
+        nearly = max(1, limits.max_successive_pkts_lost - 1)
+        silent = target.link.lost_in_a_row >= nearly or isinstance(target.path, Fault)
+        fails = silent or target.link.status == "down"
         apart_ns = (2 * limits.interval_ms + limits.timeout_ms) * _MS
-        return verdict.Trial(target.link.status == "up", silent_ns, apart_ns)
+        return verdict.Trial(target.link.status == "up", fails, target.silent_ns if silent else None, apart_ns)
+
+    def answers_steadily(self, target: Target) -> bool:
+        """Whether so many of a target's probes have been answered in a row that it could be up."""
+        return target.link.received_in_a_row >= self.isp.probe.min_successive_pkts_rcvd
+
+    def begin_anew(self, target: Target) -> None:
+        """Judge a target as if it had just been configured, unless there is no way to it."""
+        if isinstance(target.path, Path):
+            target.link = verdict.Link()
 
     def _reasons(self) -> str:
         """Why the status is what it is: the targets that have it too."""

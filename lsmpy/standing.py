@@ -73,35 +73,38 @@ class Standing(Struct, frozen=True):
 
 
 class Window:
-    """The round trip times of the last answers, in nanoseconds, so kept that their statistics cost next to nothing."""
+    """The round trip times of the last probes, in nanoseconds, so kept that their statistics cost next to nothing."""
 
     def __init__(self, size: int) -> None:
-        """Keep `size` of them."""
+        """Keep those of `size` probes."""
         self._size = size
-        self._times: deque[int] = deque()
+        self._times: deque[int | None] = deque()
+        self._last = 0
         self._ordered: list[int] = []
         self._sum = self._squares = 0
 
-    def add(self, rtt_ns: int) -> None:
-        """One more, and one less if that is one too many."""
+    def add(self, rtt_ns: int | None) -> None:
+        """One more probe, None for a lost one, and one less if that is one too many."""
         self._times.append(rtt_ns)
-        insort(self._ordered, rtt_ns)
-        self._sum += rtt_ns
-        self._squares += rtt_ns * rtt_ns
-        if len(self._times) > self._size:
-            gone = self._times.popleft()
+        if rtt_ns is not None:
+            self._last = rtt_ns
+            insort(self._ordered, rtt_ns)
+            self._sum += rtt_ns
+            self._squares += rtt_ns * rtt_ns
+        gone = self._times.popleft() if len(self._times) > self._size else None
+        if gone is not None:
             del self._ordered[bisect_left(self._ordered, gone)]
             self._sum -= gone
             self._squares -= gone * gone
 
     def round_trips(self) -> RoundTrips | None:
         """Their statistics; None without any."""
-        count = len(self._times)
+        count = len(self._ordered)
         if not count:
             return None
         deviation = math.sqrt(count * self._squares - self._sum * self._sum) / count  # of whole numbers: exact
         ranks = (self._ordered[-(-count * percent // 100) - 1] for percent in _PERCENTILES)  # nearest rank
-        return RoundTrips(*(round(each / 1e6, 3) for each in (self._times[-1], self._sum / count, deviation, *ranks)))
+        return RoundTrips(*(round(each / 1e6, 3) for each in (self._last, self._sum / count, deviation, *ranks)))
 
 
 def encode(standing: Standing) -> str:
@@ -113,5 +116,5 @@ def decode(text: str) -> Standing | None:
     """What a text says; None if it is no such file."""
     try:
         return msgspec.json.decode(text, type=Standing)
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None

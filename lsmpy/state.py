@@ -97,8 +97,11 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            temporary.write_text(text + "\n")
-            temporary.chmod(0o644)
+            # Not through a link that somebody else, whose directory it may be, has put there.
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "x", opener=_open_new) as file:
+                file.write(text + "\n")
+                os.fchmod(file.fileno(), 0o644)
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -145,6 +148,10 @@ def _read_once(path: Path) -> str | None:
         return None
     except OSError as error:
         return f"unreadable: {error.strerror}"
+
+
+def _open_new(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

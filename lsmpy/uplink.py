@@ -49,7 +49,8 @@ def find(isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
         if (link.index, family) not in snapshot.hops:
             return Fault(f"{link.name} has no IPv{family} default route in the main table")
         return Path(link, source, snapshot.hops[link.index, family])
-    return Path(link, source, isp.next_hop(family))
+    hop = isp.next_hop(family)
+    return Path(link, source, hop) if hop else Fault(f"{isp.name} has no IPv{family} gateway")
 
 
 def _source(isp: Isp, family: Family, present: tuple[Address, ...]) -> Address | Fault:

@@ -82,18 +82,15 @@ class Trial(Struct, frozen=True):
 
     Attributes:
         up: whether it answers well.
-        silent_ns: since when it does not answer at all; None if it does, or if that is too short to be down for.
+        fails: whether it is down, or one probe away from it: another ISP's may have been the first to see it.
+        silent_ns: since when it does not answer at all; None if it does, or if it does not fail.
         apart_ns: how far apart two ISPs may notice that one thing has happened.
     """
 
     up: bool
+    fails: bool
     silent_ns: int | None
     apart_ns: int
-
-
-def is_silent(link: Link, limits: model.Probe) -> bool:
-    """Whether a target is down or one probe away from it: another ISP's probe may have been the first to see it."""
-    return link.status == "down" or link.lost_in_a_row >= max(1, limits.max_successive_pkts_lost - 1)
 
 
 def blamed(trials: Mapping[str, Mapping[str, Trial]]) -> frozenset[str]:
@@ -114,13 +111,13 @@ def blamed(trials: Mapping[str, Mapping[str, Trial]]) -> frozenset[str]:
 
 
 def _fails_itself(target: str, isps: Sequence[Mapping[str, Trial]]) -> bool:
-    silent = [each[target].silent_ns for each in isps]
-    since = [each for each in silent if each is not None]
-    if len(isps) < 2 or len(since) < len(silent):
+    trials = [each[target] for each in isps]
+    if len(isps) < 2 or not all(trial.fails for trial in trials):
         return False
     if any(len(each) > 1 for each in isps):
         return any(other.up for each in isps for other in each.values())
-    return max(since) - min(since) <= max(each[target].apart_ns for each in isps)
+    since = [trial.silent_ns for trial in trials if trial.silent_ns is not None]
+    return len(since) == len(trials) and max(since) - min(since) <= max(trial.apart_ns for trial in trials)
 
 
 class Damping(Struct, frozen=True):

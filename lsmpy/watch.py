@@ -62,6 +62,7 @@ class Watch(FileSystemEventHandler):
         self.stopped = False
         self._wake = threading.Event()
         self._wake.set()
+        self._watched = ""
         self._others, self._flood = 0, _flood()
         self._observer: InotifyObserver | None = None
         self._inode: tuple[int, int] | None = None
@@ -83,7 +84,7 @@ class Watch(FileSystemEventHandler):
         """Called by watchdog's thread, which an exception would kill."""
         source, target = os.fsdecode(event.src_path), os.fsdecode(event.dest_path)
         self._others += 1
-        ours = {os.path.basename(source), os.path.basename(target)} & self.names or source == str(self.directory)
+        ours = {os.path.basename(source), os.path.basename(target)} & self.names or source == self._watched
         if ours or self._others >= self._flood:
             self._others = 0
             self._wake.set()
@@ -138,9 +139,10 @@ class Watch(FileSystemEventHandler):
         if inode is None:
             log.warning("the state directory %s is gone; the router stays as it is until it is back", self.directory)
             return
+        self._watched = os.path.realpath(self.directory)  # watchdog does not follow links, and /var/run is one
         observer = InotifyObserver()
         try:
-            observer.schedule(self, str(self.directory), event_filter=_EVENTS)
+            observer.schedule(self, self._watched, event_filter=_EVENTS)
             observer.start()
         except FileNotFoundError:
             self._inode = None  # gone again; the next heartbeat sees more

@@ -16,7 +16,12 @@ from lsmpy import state
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 UNITS = sorted((SCRIPTS / "systemd").glob("*.service"))
-CAPABILITIES = {"lsmpy-probe": {"CAP_NET_RAW"}, "lsmpy-reconfig": {"CAP_NET_ADMIN", "CAP_NET_RAW"}}
+CAPABILITIES = {
+    "lsmpy-probe": {"CAP_NET_RAW"},
+    "lsmpy-probe-rootless": {"CAP_NET_RAW"},
+    "lsmpy-reconfig": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+}
+WRITES = {"lsmpy-probe": "/run", "lsmpy-probe-rootless": "/run/lsmpy", "lsmpy-reconfig": "/run"}
 
 
 def program(path: Path, text: str) -> None:
@@ -153,6 +158,12 @@ def unit(path: Path) -> configparser.ConfigParser:
     return parser
 
 
+def settings(path: Path) -> dict[str, str]:
+    """All of a unit's settings, whatever section they are in."""
+    sections = unit(path)
+    return {key: value for section in sections.sections() for key, value in sections[section].items()}
+
+
 def entry_points() -> set[str]:
     """The programs that are installed."""
     setup = configparser.ConfigParser()
@@ -189,7 +200,8 @@ def test_unit_keeps_the_contract_for_daemons(path: Path) -> None:
     assert sections["Install"]["WantedBy"] == "multi-user.target"
     # What it writes is writable: state files, the lock.
     assert service["ProtectSystem"] == "strict"
-    assert "/run" in service["ReadWritePaths"].split()
+    made = [f"/run/{name}" for name in service.get("RuntimeDirectory", "").split()]
+    assert WRITES[path.stem] in [*service.get("ReadWritePaths", "").split(), *made]
 
 
 def test_unit_of_the_router_leaves_it_what_it_writes() -> None:
@@ -197,3 +209,30 @@ def test_unit_of_the_router_leaves_it_what_it_writes() -> None:
     assert service["StateDirectory"] == "lsmpy"  # /var/lib/lsmpy, as memory.directory() reads it from the environment
     assert service["KillMode"] == "mixed"
     assert "ProtectKernelTunables" not in service  # it sets rp_filter
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_finds_nothing_wrong_with_a_unit(tmp_path: Path, path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        return  # as in a container; nothing else here needs systemd
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text().replace("ExecStart=", f"ExecStart={Path(sys.executable).parent}/"))
+    result = run("systemd-analyze", "verify", "--man=no", copy)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_units_of_the_prober_differ_only_in_who_it_is_and_where_it_writes() -> None:
+    root, rootless = (settings(SCRIPTS / f"systemd/{name}.service") for name in ("lsmpy-probe", "lsmpy-probe-rootless"))
+    differ = {key for key in {*root, *rootless} if root.get(key) != rootless.get(key)}
+    assert differ == {"Conflicts", "User", "AmbientCapabilities", "ReadWritePaths"}
+    assert (root["User"], root["AmbientCapabilities"]) == ("root", "")
+    assert (rootless["User"], rootless["AmbientCapabilities"]) == ("lsmpy", "CAP_NET_RAW")
+    assert rootless["Conflicts"] == "lsmpy-probe.service"
+
+
+def test_the_state_outlasts_a_prober_and_is_there_before_the_router() -> None:
+    for name in ("lsmpy-probe", "lsmpy-probe-rootless"):
+        service = unit(SCRIPTS / f"systemd/{name}.service")["Service"]
+        assert (service["RuntimeDirectory"], service["RuntimeDirectoryPreserve"]) == ("lsmpy", "yes")
+    after = unit(SCRIPTS / "systemd/lsmpy-reconfig.service")["Unit"]["After"]
+    assert "lsmpy-probe-rootless.service" in after.split()
