@@ -285,7 +285,8 @@ def no_home(lab: Lab) -> tuple[str, ...]:
     """No home, nothing of the environment, and a cache that cannot be written."""
     cache = lab.directory / "cache"
     cache.mkdir()
-    prepare = f'mount -t tmpfs -o ro tmpfs {cache}; exec env -i "PATH=$PATH" "STATE_DIRECTORY=$STATE_DIRECTORY" XDG_CACHE_HOME={cache} "$@"'
+    kept = 'PATH="$PATH" STATE_DIRECTORY="$STATE_DIRECTORY"'  # the sandbox's own
+    prepare = f'mount -t tmpfs -o ro tmpfs {cache}; exec env -i {kept} XDG_CACHE_HOME={cache} "$@"'
     return ("sh", "-ec", prepare, "sh")
 
 

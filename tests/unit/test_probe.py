@@ -214,30 +214,43 @@ def test_a_cable_that_is_pulled_is_seen_without_waiting_for_probes(house: House)
     assert house.says() == ["up", "up"]
 
 
+@pytest.mark.xfail(strict=True, reason="Daemon._acquit wipes what a pulled cable has made down")
 def test_with_a_cable_out_a_target_that_answers_again_counts_nowhere_it_cannot(house: House) -> None:
     house.start(isps([SHARED], [SHARED]))
     house.world.say(house.wires("wan2"))
-    house.run(0.1)
     house.dead = {SHARED}
     house.run(0.5)
+    assert house.daemon._blamed == {SHARED}
     house.dead = set()
     house.run(3)
     assert house.says() == ["up", "down"]
     assert house.targets[1].link.status == "down"
 
 
+@pytest.mark.xfail(strict=True, reason="Daemon._acquit wipes what a pulled cable has made down")
+def test_a_cable_that_is_pulled_when_a_blamed_target_answers_again_is_down(house: House) -> None:
+    house.start(isps([SHARED], [SHARED]))
+    house.dead = {SHARED}
+    house.run(0.5)
+    assert house.daemon._blamed == {SHARED}
+    house.dead = {"wan2"}
+    house.world.say(house.wires("wan2"), house.targets[0].due_ns + 10 * MS + 100_000)  # the answer is told then
+    house.run(1)
+    assert house.says() == ["up", "down"]
+
+
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_machine_that_slept_loses_nothing(house: House, waits: bool) -> None:
+def test_a_machine_that_slept_loses_nothing(house: House, waits: bool, caplog: pytest.LogCaptureFixture) -> None:
     house.start(isps([OWN1], [OWN2]).replace("timeout_ms = 20", "timeout_ms = 400"))
     house.world.answer = lambda *_: 300 * MS
     house.run(3)
-    lost = [target.link.lost for target in house.targets]
+    caplog.set_level("INFO")
     house.world.sleeps = [(house.world.now_ns + S, house.world.now_ns + 3600 * S, waits)]
     house.run(3605)
     missed = [sum(at is None for _, at in port.truth.values()) for port in house.world.ports]
     assert all(number in ((0,) if waits else (30, 31)) for number in missed)
+    assert caplog.messages == []
     assert house.says() == ["up", "up"]
-    assert [target.link.lost for target in house.targets] == lost == [0, 0]
 
 
 def test_what_somebody_writes_is_seen_and_left_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -284,12 +297,13 @@ def test_once_without_a_verdict_is_an_error(house: House) -> None:
     house.world.answer = lambda *_: None if next(flip) % 8 < 2 else MS
     text = house.path.read_text().replace("max_packet_loss = 15", "max_packet_loss = 99")
     house.daemon = kit.daemon_of(house.path, text)
-    with pytest.raises(probe.ProbeError, match="ISP1, ISP2: neither up nor down after 100 probes; the state file is"):
+    with pytest.raises(
+        probe.ProbeError, match=r"ISP1, ISP2: neither up nor down: 100 probes leave it open\. The state"
+    ):
         house.run(60, once=True)
     assert house.says() == [None, None]
 
 
-@pytest.mark.xfail(strict=True, reason="Daemon._finished waits for samples that never come")
 def test_once_ends_where_something_cannot_be_tested(house: House, calls: type[FakeCall]) -> None:
     calls.cannot = "no way"
     house.daemon = kit.daemon_of(house.path, isps(["tcp://203.0.113.1:443"], [OWN2]))

@@ -230,7 +230,7 @@ def test_a_reply_played_again_under_another_number_does_not_count(counter: int) 
         IP(src=str(TARGET4), dst=str(SOURCE4)) / UDP() / payload(9),
         IP(src=str(TARGET4), dst=str(SOURCE4), proto=17) / bytes(reply()[ICMP]),
         IPv6(src=str(TARGET6), dst=str(SOURCE6)) / UDP() / payload(9),
-        IPv6(src=str(TARGET6), dst=str(SOURCE6), plen=500) / bytes(reply6().payload),
+        IPv6(src=str(TARGET6), dst=str(SOURCE6), nh=58, plen=500) / bytes(reply6().payload),
         ARP(op="who-has", psrc=str(HOP4), hwsrc="00:00:00:00:00:00"),
         ARP(op=3, psrc=str(HOP4), hwsrc="02:00:00:00:00:02"),
         ARP(op=2, hwtype=6, psrc=str(HOP4), hwsrc="02:00:00:00:00:02"),
