@@ -118,7 +118,7 @@ class Flight:
             if len(self._expired) > _REMEMBERED:
                 del self._expired[next(iter(self._expired))]
             return Sample(None, probe.reason)
-        if probe.rtt_ns >= self.timeout_ns:
+        if probe.rtt_ns > self.timeout_ns:
             self.late += 1
             return Sample(None, f"answered after {probe.rtt_ns / 1e6:.0f} ms")
         return Sample(probe.rtt_ns)

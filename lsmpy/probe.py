@@ -114,24 +114,26 @@ class Daemon:
             self._tell(now_ns)
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
-        self._acquit()
-        blamed = verdict.blamed(trials(self._probers))
-        for text in sorted(blamed - self._blamed):
+        self._blamed -= self._acquitted()
+        for text in sorted(verdict.blamed(trials(self._probers)) - self._blamed):
             log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
-        self._blamed = blamed
+            self._blamed |= {text}
         for prober in self._probers:
             prober.changed = False
-            if prober.judge(blamed, now_ns) or all_files:
+            if prober.judge(self._blamed, now_ns) or all_files:
                 self._settle(prober)
 
-    def _acquit(self) -> None:
-        """What was blamed and answers again begins anew by every ISP."""
+    def _acquitted(self) -> set[str]:
+        """What was blamed and answers again, which begins anew by every ISP; or is not configured any more."""
+        found = set()
         for text in sorted(self._blamed):
             targets = [(prober, target) for prober in self._probers for target in prober.targets if target.text == text]
-            if any(prober.answers_steadily(target) for prober, target in targets):
+            if not targets or any(prober.answers_steadily(target) for prober, target in targets):
                 log.info("%s answers again, and counts again", text)
+                found.add(text)
                 for prober, target in targets:
                     prober.begin_anew(target)
+        return found
 
     def _settle(self, prober: Prober) -> None:
         name = prober.isp.name

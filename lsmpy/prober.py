@@ -304,8 +304,7 @@ class Prober:
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""
         limits = self.isp.probe
-        nearly = max(1, limits.max_successive_pkts_lost - 1)
-        silent = target.link.lost_in_a_row >= nearly or isinstance(target.path, Fault)
+        silent = verdict.is_silent(target.link, limits) or isinstance(target.path, Fault)
         fails = silent or target.link.status == "down"
         apart_ns = (2 * limits.interval_ms + limits.timeout_ms) * _MS
         return verdict.Trial(target.link.status == "up", fails, target.silent_ns if silent else None, apart_ns)

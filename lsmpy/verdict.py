@@ -93,6 +93,11 @@ class Trial(Struct, frozen=True):
     apart_ns: int
 
 
+def is_silent(link: Link, limits: model.Probe) -> bool:
+    """Whether a target does not answer at all, or is one probe away from being down for that."""
+    return link.lost_in_a_row >= max(1, limits.max_successive_pkts_lost - 1)
+
+
 def blamed(trials: Mapping[str, Mapping[str, Trial]]) -> frozenset[str]:
     """The check targets that are dead themselves, of those that several ISPs probe.
 

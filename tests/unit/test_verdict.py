@@ -245,7 +245,7 @@ def tried(links: dict[str, dict[str, Status]], apart_s: int = 10) -> dict[str, d
     """What is down has been silent since one moment."""
     return {
         isp: {
-            target: Trial(status == "up", 5 * S if status == "down" else None, apart_s * S)
+            target: Trial(status == "up", status == "down", 5 * S if status == "down" else None, apart_s * S)
             for target, status in targets.items()
         }
         for isp, targets in links.items()
@@ -258,16 +258,22 @@ def tried(links: dict[str, dict[str, Status]], apart_s: int = 10) -> dict[str, d
 def test_two_isps_that_die_one_after_another_are_not_one_dead_target(
     silent_s: tuple[int, int], found: set[str]
 ) -> None:
-    trials = {isp: {"t": Trial(False, at_s * S, 10 * S)} for isp, at_s in zip("AB", silent_s, strict=True)}
+    trials = {isp: {"t": Trial(False, True, at_s * S, 10 * S)} for isp, at_s in zip("AB", silent_s, strict=True)}
     assert blamed(trials) == found
     # Where there are others that answer it does not matter when it died.
-    with_others = {isp: targets | {"own" + isp: Trial(True, None, 10 * S)} for isp, targets in trials.items()}
+    with_others = {isp: targets | {"own" + isp: Trial(True, False, None, 10 * S)} for isp, targets in trials.items()}
     assert blamed(with_others) == {"t"}
 
 
 def test_an_isp_that_probes_more_seldom_may_notice_later() -> None:
-    trials = {"A": {"t": Trial(False, 5 * S, 1 * S)}, "B": {"t": Trial(False, 40 * S, 60 * S)}}
+    trials = {"A": {"t": Trial(False, True, 5 * S, 1 * S)}, "B": {"t": Trial(False, True, 40 * S, 60 * S)}}
     assert blamed(trials) == {"t"}
+
+
+def test_what_answers_badly_on_all_is_blamed_only_where_another_answers() -> None:
+    lossy = Trial(False, True, None, 10 * S)
+    assert blamed({isp: {"t": lossy} for isp in "AB"}) == set()
+    assert blamed({isp: {"t": lossy, "own" + isp: Trial(True, False, None, 10 * S)} for isp in "AB"}) == {"t"}
 
 
 @pytest.mark.parametrize(
@@ -278,11 +284,11 @@ def test_an_isp_that_probes_more_seldom_may_notice_later() -> None:
         ([False] * 5 + [True], False),
         ([False] * 5 + [True] * 2, True),
         ([False] * 5 + [True] * 3, True),
-        ([False] * 5 + [True] * 3 + [False], True),
+        ([False] * 5 + [True] * 3 + [False], False),
         ([False] * 5 + [True] * 2 + [False], False),
     ],
 )
-def test_silent_is_down_or_one_probe_away_from_it(samples: list[bool], silent: bool) -> None:
+def test_silent_is_one_probe_away_from_being_down_for_that(samples: list[bool], silent: bool) -> None:
     assert is_silent(walk(samples, FAST), FAST) == silent
 
 
