@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lsmpy import config
 from lsmpy.model import Router
@@ -17,6 +18,16 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "state" / "lsmpy.toml"
 _IN_CI = os.environ.get("CI") == "true"
 _THREADS_END_S = 5.0
+
+# How long generated tests look: little at every run, the same in CI each time, and long when asked to.
+settings.register_profile(
+    "lsmpy",
+    max_examples=1000 if os.environ.get("LSMPY_LONG") == "1" else 25,
+    deadline=None,  # a busy machine is no mistake
+    derandomize=_IN_CI,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("lsmpy")
 
 
 @pytest.fixture
