@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,28 @@ def test_seed_that_is_not_the_article_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([BENCH, "--quick"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("bench: error: the text does not hold the article's script")
+
+
+@pytest.mark.timeout(300)
+def test_quick_run_of_every_part_about_the_prober() -> None:
+    parts = ("detect", "rtt", "cost", "flood")
+    with contextlib.ExitStack() as stack:
+        # All at once, each in a sandbox of its own, as they wait more than they work.
+        running = {part: stack.enter_context(probe_bench("--quick", part)) for part in parts}
+        for part, process in running.items():
+            said, errors = process.communicate()
+            assert process.returncode == 0, errors
+            tables, _, goals = said.partition("Targets:\n")
+            assert f"\n== {part}\n" in tables
+            assert {line.split()[0] for line in goals.splitlines()} in ({"ok"}, {"ok", "MISSED"})
+
+
+def test_a_part_that_there_is_not_is_refused() -> None:
+    with probe_bench("cots") as process:
+        assert "there is no part 'cots'; there are detect, rtt, cost, flood" in process.communicate()[1]
+    assert process.returncode == 2
+
+
+def probe_bench(*words: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "lsmpy.lab", str(BENCH), "probe", *words]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -227,7 +227,13 @@ def test_a_check_of_a_family_without_an_address_is_refused(gateway: str) -> None
         probed(ISP.replace("1.1.1.2", gateway).replace("203.0.113.1", "2001:db8::9"))
 
 
-@pytest.mark.parametrize(("key", "text"), [("203.0.113.1", "fe80::9%eth2"), ("2001:db8:1::2", "fe80::2%eth2")])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("203.0.113.1", "fe80::9%eth2"), ("203.0.113.1", "tcp://[fe80::9%eth2]:443")),
+        *(("2001:db8:1::2", "fe80::2%eth2"), ("2001:db8:1::1/64", "fe80::1%eth2/64")),
+    ],
+)
 def test_an_address_with_a_zone_is_refused(key: str, text: str) -> None:
     with pytest.raises(ConfigError, match="%eth2"):
         router_of(isps_of(1).replace(key, text))

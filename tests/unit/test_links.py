@@ -195,7 +195,8 @@ def test_the_best_default_route_of_each_interface_and_family_has_its_gateway(ans
         ]
     )
     hops = links.look(True).hops
-    assert {key: hop for key, hop in hops.items() if key[1] == 4} == {
+    # The same answer to the question for IPv6, as a kernel without it gives, says nothing of IPv6.
+    assert hops == {
         (3, 4): ip_address("192.0.2.2"),
         (4, 4): ip_address("198.51.100.2"),
         (6, 4): None,

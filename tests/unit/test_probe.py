@@ -170,6 +170,34 @@ def test_a_target_that_dies_again_and_again_never_takes_both_down(house: House) 
         assert "up" in house.says()
 
 
+def test_a_single_answer_does_not_clear_who_is_blamed(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.start(isps([SHARED, OWN1], [SHARED, OWN2], more="quorum = 2"))
+    house.dead = {SHARED}
+    house.run(0.2)
+    caplog.clear()
+    caplog.set_level("INFO")
+    for _ in range(10):
+        house.dead = set()
+        house.run(0.01)
+        house.dead = {SHARED}
+        house.run(0.1)
+    answered = [target.link.samples - target.link.lost for target in house.targets if target.text == SHARED]
+    assert min(answered) > 5
+    assert caplog.messages == []
+    assert house.says() == ["up", "up"]
+
+
+def test_nobody_is_blamed_who_is_not_probed_any_more(house: House) -> None:
+    house.start(isps([SHARED, OWN1], [SHARED, OWN2]))
+    house.dead = {SHARED}
+    house.run(0.2)
+    assert house.daemon._blamed == {SHARED}
+    house.path.write_text(isps([OWN1], [OWN2]))
+    house.daemon._reload()
+    house.run(0.2)
+    assert house.daemon._blamed == frozenset()
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_target_that_answers_badly_takes_no_isp_down_while_another_answers(
     house: House, caplog: pytest.LogCaptureFixture, own: bool
