@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
-from tests.property.routers import SOMEWHERE, Scene, client, scenes, sides, statuses
+from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, scenes, sides, statuses
 
 dice = st.randoms(use_true_random=False)
 
@@ -57,14 +58,16 @@ def test_each_new_connection_gets_the_mark_of_one_usable_isp_whatever_the_counte
     for family, side, lan in ways(scene):
         rules = Netfilter(side, scene.own(family), chance)
         for _ in range(30):
-            connection = Connection(mark=noise & ~mask)
-            packet = outbound(lan, family, connection, mark=noise & ~mask)
+            # What others have in both marks: nothing, one of them, the same, or what is different.
+            here, there = (chance.choice([0, noise, ~noise]) & 0xFFFFFFFF & ~mask for _ in range(2))
+            connection = Connection(mark=there)
+            packet = outbound(lan, family, connection, mark=here)
             assert rules.mangle("PREROUTING", packet)
             assert len(packet.sets) == 1
             isp = of_mark(scene.router, packet.mark)
             assert isp.name in scene.allowed(family)
-            assert packet.mark & ~mask == noise & ~mask
-            assert connection.mark == packet.mark
+            assert packet.mark & ~mask == here
+            assert connection.mark == packet.mark & mask | there
             event("down" if not scene.states[isp.name].up else "up")
 
 
@@ -320,11 +323,40 @@ def test_dice_give_everybody_about_his_share(scene: Scene, chance: random.Random
             assert abs(count[name] - 1000 * weight / sum(weights.values())) < 100  # over six times the deviation
 
 
+@settings(max_examples=30)
+@given(scenes(), dice, st.data())
+def test_a_pair_keeps_its_isp_and_moves_only_when_that_leaves(
+    scene: Scene, chance: random.Random, data: st.DataObject
+) -> None:
+    assume(scene.router.options.balance == "hash")
+    later = scene.plan(states := data.draw(statuses(scene.router)))
+    mask = scene.router.options.mark_mask
+    for family, side, lan in ways(scene):
+        one, two = (
+            Netfilter(side, scene.own(family), chance),
+            Netfilter(sides(later)[family], scene.own(family), chance),
+        )
+        tier = {isp.name: isp.tier for isp in scene.isps(family)}
+        before, after = scene.allowed(family), scene.allowed(family, states)
+        for host in range(100):
+            to = str(ip_address(SOMEWHERE[family]) + host)
+            chosen = []
+            for rules in (one, one, two):
+                packet = outbound(lan, family, Connection(), to=to, mark=chance.choice([0, 0xFFFFFFFF & ~mask]))
+                rules.mangle("PREROUTING", packet)
+                chosen.append(of_mark(scene.router, packet.mark).name)
+            first, again, then = chosen
+            assert first == again
+            if {tier[name] for name in before} == {tier[name] for name in after}:
+                assert then == first or first not in after or then not in before
+
+
 # -- what depends on the states, and what does not -----------------------------------------------------------
 
 
 def without_choices(table: Table) -> list[object]:
-    return [(chain.name, () if chain.name.startswith("CHOOSE-") else chain.rules) for chain in table.chains]
+    rules = {chain.name: () if chain.name.startswith(CHOICES) else chain.rules for chain in table.chains}
+    return [each for each in rules.items() if not each[0].startswith("LSMPY-BUCKETS-")]
 
 
 @given(scenes(), st.data())

@@ -10,7 +10,7 @@ from lsmpy.changes import Changes
 from lsmpy.netfilter import Chain, Table
 from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule
-from tests.property.routers import Scene, scenes, statuses
+from tests.property.routers import CHOICES, Scene, scenes, statuses
 
 routes = st.builds(
     Route,
@@ -144,8 +144,9 @@ def test_a_change_of_state_loads_at_most_the_table_that_marks(scene: Scene, data
         assert {table.name for table in step.tables} <= {"mangle"}
         for table in step.tables:
             part = netfilter.part(live.table(table.name).with_policies({}), table)
-            assert part.chains
-            assert all(chain.name.startswith("CHOOSE-") for chain in part.chains)
+            # A tree of the hash may have lost a branch, and a chain that has to go takes the whole table.
+            assert part.chains or scene.router.options.balance == "hash"
+            assert all(chain.name.startswith(CHOICES) for chain in part.chains)
 
 
 @given(scenes())
