@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from hypothesis import assume, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from lsmpy import plan, shares
@@ -291,9 +291,8 @@ def test_an_unbound_socket_of_the_router_goes_by_main_and_stays_there(scene: Sce
 
 
 @settings(max_examples=50)
-@given(scenes(), st.integers(0, 300))
+@given(scenes(balances=["nth"]), st.integers(0, 300))
 def test_any_hundred_connections_are_shared_by_weight(scene: Scene, start: int) -> None:
-    assume(scene.router.options.balance == "nth")
     for family, side, lan in ways(scene):
         rules = Netfilter(side, scene.own(family))
         dealt: list[str] = []
@@ -308,9 +307,8 @@ def test_any_hundred_connections_are_shared_by_weight(scene: Scene, start: int) 
 
 
 @settings(max_examples=30)
-@given(scenes(), dice)
+@given(scenes(balances=["random"]), dice)
 def test_dice_give_everybody_about_his_share(scene: Scene, chance: random.Random) -> None:
-    assume(scene.router.options.balance == "random")
     thrown = random.Random(chance.random())
     for family, side, lan in list(ways(scene))[:1]:
         rules, count = Netfilter(side, scene.own(family), thrown), Counter[str]()
@@ -324,11 +322,10 @@ def test_dice_give_everybody_about_his_share(scene: Scene, chance: random.Random
 
 
 @settings(max_examples=30)
-@given(scenes(), dice, st.data())
+@given(scenes(balances=["hash"]), dice, st.data())
 def test_a_pair_keeps_its_isp_and_moves_only_when_that_leaves(
     scene: Scene, chance: random.Random, data: st.DataObject
 ) -> None:
-    assume(scene.router.options.balance == "hash")
     later = scene.plan(states := data.draw(statuses(scene.router)))
     mask = scene.router.options.mark_mask
     for family, side, lan in ways(scene):
