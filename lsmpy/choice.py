@@ -19,6 +19,16 @@ _SEED = 0x6C736D70  # of the hash; always the same, so that a pair keeps its ISP
 _ALL = 0xFFFFFFFF
 
 
+def by_rule(isps: list[Isp]) -> bool:
+    """Whether there is nothing to choose, because each tier has one ISP (primary and backup).
+
+    Then no new connection is marked: one rule of policy routing sends all to the table of the ISP whose turn it is
+    ("you don't need all the fancy marking stuff", the article's last comment). Only the connection notes by which ISP
+    it has left, so that it stays there when the primary is back (R2), and is answered where it came in (R5).
+    """
+    return len({isp.tier for isp in isps}) == len(isps)
+
+
 def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], candidates: list[Isp]) -> list[Chain]:
     """One chain of choices for each LAN, and what they share.
 
@@ -30,8 +40,8 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
         candidates: those of them that may get new connections now; all of one tier.
     """
     names = [f"CHOOSE-{lan.name}" for lan in lans]
-    if not candidates:
-        return [Chain(name) for name in names]
+    if by_rule(isps):
+        return []
     if router.options.balance == "hash":
         tier = [isp for isp in isps if isp.tier == candidates[0].tier]
         hashed = _hash(family, router.options.mark_mask, tier, candidates)

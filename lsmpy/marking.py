@@ -43,9 +43,10 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         # What conntrack calls INVALID takes no slot.
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
-        f"-A {pre} -m addrtype --dst-type {ours} -j RETURN",
-        *(f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans),
     ]
+    if not choice.by_rule(isps):
+        before.append(f"-A {pre} -m addrtype --dst-type {ours} -j RETURN")
+        before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
         Chain("OUTPUT", None, (f"-A OUTPUT -j {out}",)),

@@ -184,28 +184,3 @@ def test_a_machine_without_hmark_is_told_and_left_as_it_was(tmp_path: Path, back
         assert "HMARK" in result.err
         assert "the router is as it was before" in result.err
         assert router.dump() == before
-
-
-@pytest.mark.parametrize("balance", ["nth", "random", "hash"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_lower_tier_is_used_only_while_none_of_the_higher_is_up(tmp_path: Path, family: Family, balance: str) -> None:
-    """Two of the first tier with weights, two of the second with others."""
-    text = configuration((3, 1, 1, 2), router=f'balance = "{balance}"')
-    for isp in ("ISP3", "ISP4"):
-        text = text.replace(f'name = "{isp}"\n', f'name = "{isp}"\ntier = 2\n')
-    with rig(tmp_path, text) as router:
-        prepare(router)
-        for up, shares in {
-            "1234": {"ISP1": 3, "ISP2": 1},
-            "234": {"ISP2": 1},
-            "34": {"ISP3": 1, "ISP4": 2},
-            "3": {"ISP3": 1},
-            "": {"ISP1": 3, "ISP2": 1},
-            "14": {"ISP1": 3},
-        }.items():
-            for number in "1234":
-                router.say(f"ISP{number}", "up" if number in up else "down")
-            router.rebuild()
-            chosen = choose(router, family, 40, 25)
-            assert chi_square(chosen, shares) < UNBELIEVABLE.get(len(shares) - 1, 0.001), Counter(chosen.values())
-        assert router.foreign() == 0

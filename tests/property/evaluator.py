@@ -266,6 +266,8 @@ def _selects(selector: str, packet: Packet) -> bool:
             return ip_address(packet.source) in ip_network(value)
         case "oif":
             return packet.out == value
+        case "iif":
+            return packet.into == value
         case "fwmark":
             return packet.mark & _pair(value)[1] == _pair(value)[0]
     raise AssertionError(f"the tests do not know the selector {selector}")
