@@ -19,7 +19,6 @@ DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 # What the contract promises and a later version brings: refused loudly, never ignored.
 _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
-    "router.balance": ("hash",),
     "router.local_traffic": ("balance",),
     "router.when_all_down": ("flush", "unreachable"),
     "router.flush_conntrack": (True,),

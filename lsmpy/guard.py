@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from lsmpy import LsmpyError, memory, netfilter
 from lsmpy.changes import Changes
-from lsmpy.marking import PREFIX
 from lsmpy.model import Family
-from lsmpy.netfilter import Chain, Table
+from lsmpy.netfilter import PREFIX, Chain, Table
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import PROTOCOL
 
@@ -29,7 +28,7 @@ def is_first(live: Mapping[Family, Side]) -> bool:
     return not tagged and not any(rule.protocol == PROTOCOL for side in live.values() for rule in side.rules)
 
 
-def _foreign(side: Side, wanted: Side, own: frozenset[str]) -> list[str]:
+def _foreign(side: Side, wanted: Side, own: Container[str]) -> list[str]:
     """Rules that are neither in `own` chains nor in [rules], however the kernel spells those; each with its table."""
     found = []
     for table in side.tables:
@@ -39,13 +38,13 @@ def _foreign(side: Side, wanted: Side, own: frozenset[str]) -> list[str]:
     return found
 
 
-def _is_ours(rule: str, own: frozenset[str]) -> bool:
+def _is_ours(rule: str, own: Container[str]) -> bool:
     """Whether a rule is in one of our chains, or one of the jumps into them."""
     words = rule.split()
     return words[1] in own or (words[-2] == "-j" and words[-1].startswith(PREFIX))
 
 
-def guard(live: Mapping[Family, Side], wanted: Plan, own: frozenset[str], replace: bool) -> None:
+def guard(live: Mapping[Family, Side], wanted: Plan, own: Container[str], replace: bool) -> None:
     """Stop before rules are thrown away that nobody gave up; what was given up once stays given up."""
     if replace:
         _warn_of_lock_out(live, wanted)
@@ -79,7 +78,7 @@ def _warn_of_lock_out(live: Mapping[Family, Side], wanted: Plan) -> None:
                 )
 
 
-def removed(live: Mapping[Family, Side], wanted: Plan, own: frozenset[str], steps: list[Changes]) -> list[str]:
+def removed(live: Mapping[Family, Side], wanted: Plan, own: Container[str], steps: list[Changes]) -> list[str]:
     """What others have added since and a rebuild throws away, to be named in the log."""
     warnings = []
     for side, step in zip(wanted.sides, steps, strict=True):
@@ -91,7 +90,7 @@ def removed(live: Mapping[Family, Side], wanted: Plan, own: frozenset[str], step
     return warnings
 
 
-def without_ours(live: Table, own: frozenset[str]) -> Table:
+def without_ours(live: Table, own: Container[str]) -> Table:
     """The table as it is but for our chains and the jumps to them."""
     chains = [
         Chain(chain.name, chain.policy, tuple(rule for rule in chain.rules if not _is_ours(rule, own)))

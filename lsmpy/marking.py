@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from lsmpy import netfilter, shares
+from msgspec import Struct
+
+from lsmpy import choice, netfilter
 from lsmpy.model import Family, Isp, Lan, Router
-from lsmpy.netfilter import Chain, Table
-
-PREFIX = "LSMPY-"
-_RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
+from lsmpy.netfilter import PREFIX, Chain, Table
 
 
-def own_chains(router: Router) -> frozenset[str]:
-    """The names of all our chains, in every table."""
-    hooks = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
+class OwnChains(Struct, frozen=True):
+    """Tells which chains are ours, in every table: those of these names, and all that begin with `PREFIX`."""
+
+    names: frozenset[str]
+
+    def __contains__(self, chain: object) -> bool:
+        return chain in self.names or (isinstance(chain, str) and chain.startswith(PREFIX))
+
+
+def own_chains(router: Router) -> OwnChains:
+    """The names of all our chains."""
     of_isps = (f"{kind}-{isp.name}" for kind in ("MARK", "OUT") for isp in router.isps)
-    return frozenset((*hooks, *of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans)))
+    return OwnChains(frozenset((*of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans))))
 
 
 def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Table:
     """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address."""
     mask = router.options.mark_mask
     masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
-    unset = "0x0" if mask == 0xFFFFFFFF else f"0x0/{mask:#x}"
+    unset = netfilter.bits(0, mask)
     lans = [lan for lan in router.lans if lan.addresses(family)]
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
     # Broadcasts exist in IPv4 only, and the match refuses to look for them elsewhere.
@@ -36,9 +43,10 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         # What conntrack calls INVALID takes no slot.
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
-        f"-A {pre} -m addrtype --dst-type {ours} -j RETURN",
-        *(f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans),
     ]
+    if not choice.by_rule(isps):
+        before.append(f"-A {pre} -m addrtype --dst-type {ours} -j RETURN")
+        before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
         Chain("OUTPUT", None, (f"-A OUTPUT -j {out}",)),
@@ -49,11 +57,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
     ]
     for isp in isps:
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
-    for lan in lans:
-        chains.append(
-            Chain(f"CHOOSE-{lan.name}", None, _chooser(router.options.balance, f"CHOOSE-{lan.name}", candidates))
-        )
-    return netfilter.table("mangle", chains)
+    return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, candidates)])
 
 
 def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
@@ -70,8 +74,7 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 @lru_cache(maxsize=1024)
 def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
-    full = mask == 0xFFFFFFFF
-    mine, unset = (value, "0x0") if full else (f"{value}/{mask:#x}", f"0x0/{mask:#x}")
+    mine, unset = netfilter.bits(int(value, 16), mask), netfilter.bits(0, mask)
     marking = (
         f"-A {mark} -j MARK --set-xmark {value}/{mask:#x}",
         f"-A {mark} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}",
@@ -120,35 +123,3 @@ def _translations(isp: Isp, family: Family, chain: str) -> tuple[str, ...]:
     # A service that is bound to another of the ISP's addresses keeps it.
     keep = (f"-A {chain} -s {each.ip}/{each.max_prefixlen} -o {isp.interface} -j RETURN" for each in others)
     return *keep, f"-A {chain} -o {isp.interface} -j {target}"
-
-
-def _chooser(balance: str, chain: str, candidates: list[Isp]) -> tuple[str, ...]:
-    """Rules that send each packet to exactly one MARK chain, whatever the state of any counter (R1).
-
-    A cascade: each rule deals with what the ones before have left, and the last takes the rest, so that no packet can
-    match none or two, even when the counters are out of step.
-    """
-    if not candidates:
-        return ()
-    weights = tuple(isp.weight for isp in candidates)
-    tests = _random(weights) if balance == "random" else _nth(weights)
-    return tuple(f"-A {chain} {test}-g MARK-{candidates[place].name}" for place, test in tests)
-
-
-@lru_cache
-def _nth(weights: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
-    order = shares.slots(weights)
-    left = range(len(order), 0, -1)
-    return tuple(
-        (place, f"-m statistic --mode nth --every {every} --packet 0 " if every > 1 else "")
-        for place, every in zip(order, left, strict=True)
-    )
-
-
-def _random(weights: tuple[int, ...]) -> list[tuple[int, str]]:
-    tests, left = [], sum(weights)
-    for place, weight in enumerate(weights):
-        probability = round(_RANDOM_STEPS * weight / left) / _RANDOM_STEPS
-        tests.append((place, f"-m statistic --mode random --probability {probability:.11f} " if weight < left else ""))
-        left -= weight
-    return tests

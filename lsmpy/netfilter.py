@@ -19,6 +19,9 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
 }
 
 
+PREFIX = "LSMPY-"  # of the chains that have nobody else's name in theirs
+
+
 class Chain(Struct, frozen=True):
     """One chain: the policy of a built-in one (None: keep what it has), and its rules as iptables-save prints them."""
 
@@ -93,6 +96,11 @@ def render(tables: Iterable[Table]) -> str:
             lines.append(f":{chain.name} {policy} [0:0]")
         lines += [*each.rules, "COMMIT"]
     return "".join(f"{line}\n" for line in lines)
+
+
+def bits(value: int, mask: int) -> str:
+    """A mark and the bits of it that count, as iptables-save prints them in a match."""
+    return f"{value:#x}" if mask == 0xFFFFFFFF else f"{value:#x}/{mask:#x}"
 
 
 def parse(text: str, source: str) -> dict[str, Table]:

@@ -1,7 +1,7 @@
 """The port of config_router.sh: from the configuration, the states and the links to one plan of the whole router.
 
 Pure: the same input gives the same plan. Only what is chosen for new connections depends on the states; marks, NAT,
-tables and rules of an ISP stay as they are while it is down, so that its connections never leave by another (R2).
+table and rules of an ISP stay as they are while it is down, so that its connections never leave by another (R2).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import marking, netfilter, routing
+from lsmpy import choice, marking, netfilter, routing
 from lsmpy.model import Family, Interface, Isp, Lan, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
@@ -19,7 +19,8 @@ from lsmpy.state import Status
 
 # `flush = "all"` rebuilds these whole; a [rules] file may add others.
 OWN_TABLES = ("filter", "nat", "mangle")
-FROM_MAIN, BY_SOURCE, BY_MARK = 20000, 20001, 20002  # priorities of our rules, before main's 32766
+# Priorities of our rules, before main's 32766.
+FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER = range(20000, 20004)
 
 
 class Verdict(Struct, frozen=True):
@@ -133,10 +134,11 @@ def _side(
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
     up = {verdict.isp for verdict in verdicts if verdict.up}
+    candidates = _candidates(isps, present, up)
     own = {
         "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, _candidates(isps, present, up)),
+        "mangle": marking.mangle(router, family, isps, candidates),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.
@@ -147,7 +149,7 @@ def _side(
         family=family,
         tables=tuple(tables),
         routes=tuple(_routes(router, family, isps, links)),
-        rules=tuple(_rules(router, family, isps)),
+        rules=tuple(_rules(router, family, isps, candidates)),
     )
 
 
@@ -209,7 +211,7 @@ def _target(address: Interface) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _rules(router: Router, family: Family, isps: list[Isp]) -> Iterable[Rule]:
+def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Iterable[Rule]:
     # Whatever main knows better than a default goes there: LANs, VPNs, static routes (R1).
     yield Rule(FROM_MAIN, "", routing.MAIN, suppress_default=True)
     for isp in isps:
@@ -219,6 +221,10 @@ def _rules(router: Router, family: Family, isps: list[Isp]) -> Iterable[Rule]:
         yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
+    if candidates and choice.by_rule(isps):
+        for lan in router.lans:
+            if lan.addresses(family):
+                yield Rule(BY_TIER, f"iif {lan.interface}", int(candidates[0].table))
 
 
 # -- settings of the interfaces ------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """What the rules mean: a second, plain reading of mangle, nat and policy routing, to hold plans against.
 
 The semantics are those of net/netfilter/x_tables: xt_statistic.c, xt_connmark.c, xt_mark.c, xt_conntrack.c,
-ip_tables.c, and of net/core/fib_rules.c. A word that this reader does not know is an error, never a match.
+xt_HMARK.c (with another hash), ip_tables.c, and of net/core/fib_rules.c. A word that this reader does not know is an
+error, never a match.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,7 +48,7 @@ class Packet:
     out: str = ""
     mark: int = 0
     reply: bool = False
-    sets: list[int] = field(default_factory=list)  # every mark that a MARK rule has given it
+    sets: list[int] = field(default_factory=list)  # every mark but none that a MARK rule has given it
 
 
 @dataclass
@@ -121,7 +123,12 @@ class Netfilter:
         if target == "MARK":
             value, mask = _pair(values["--set-xmark"])
             packet.mark = packet.mark & ~mask ^ value
-            packet.sets.append(value)
+            packet.sets += [value] if value else []
+            return False
+        if target == "HMARK":
+            pair = sorted((int(ip_address(packet.source)), int(ip_address(packet.target))))
+            digest = zlib.crc32(repr((pair, values["--hmark-rnd"])).encode())
+            packet.mark = digest % int(values["--hmark-mod"]) + int(values["--hmark-offset"])
             return False
         if target == "CONNMARK":
             if connection is None:
@@ -259,6 +266,8 @@ def _selects(selector: str, packet: Packet) -> bool:
             return ip_address(packet.source) in ip_network(value)
         case "oif":
             return packet.out == value
+        case "iif":
+            return packet.into == value
         case "fwmark":
             return packet.mark & _pair(value)[1] == _pair(value)[0]
     raise AssertionError(f"the tests do not know the selector {selector}")

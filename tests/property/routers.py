@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -18,6 +18,8 @@ from tests.conftest import router_of
 FAMILIES: tuple[Family, ...] = (4, 6)
 SOMEWHERE: Mapping[Family, str] = {4: "203.0.113.9", 6: "2001:db8:ffff::9"}
 TEXTS = (None, "up", "down", "long_down", "", "Up", "rubbish")
+BALANCES = ("nth", "random", "hash")
+CHOICES = ("CHOOSE-", "LSMPY-BUCKETS", "LSMPY-DICE")  # what the chains that depend on the states are called
 MASKS = (0xFFFFFFFF, 0xFF00, 0xF0, 0x7)
 
 
@@ -75,10 +77,10 @@ class Scene:
 
 
 @st.composite
-def routers(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2) -> Router:
+def routers(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2, balances: Sequence[str] = BALANCES) -> Router:
     """2 to 6 ISPs and 1 to 3 LANs, of either family or both."""
     mask = draw(st.sampled_from(MASKS))
-    text = f"[router]\nbalance = '{draw(st.sampled_from(['nth', 'random']))}'\nmark_mask = {mask:#x}\n"
+    text = f"[router]\nbalance = '{draw(st.sampled_from(balances))}'\nmark_mask = {mask:#x}\n"
     nat4, nat6 = draw(st.sampled_from(["snat", "masquerade", "none"])), draw(st.sampled_from(["none", "snat"]))
     text += f"[nat]\nipv4 = '{nat4}'\nipv6 = '{nat6}'\n"
     count = draw(st.integers(least_isps, most_isps))
@@ -130,9 +132,9 @@ def links(draw: st.DrawFn, router: Router) -> dict[str, Link] | None:
 
 
 @st.composite
-def scenes(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2) -> Scene:
+def scenes(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2, balances: Sequence[str] = BALANCES) -> Scene:
     """Everything that a plan is made of."""
-    router = draw(routers(most_isps, least_isps))
+    router = draw(routers(most_isps, least_isps, balances))
     return Scene(router, draw(statuses(router)), draw(links(router)))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_address
 
-from hypothesis import assume, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from lsmpy import plan, shares
@@ -14,7 +15,7 @@ from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
-from tests.property.routers import SOMEWHERE, Scene, client, scenes, sides, statuses
+from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, scenes, sides, statuses
 
 dice = st.randoms(use_true_random=False)
 
@@ -46,39 +47,52 @@ def of_mark(router: Router, mark: int) -> Isp:
     return isp
 
 
+def chosen(scene: Scene, family: Family, rules: Netfilter, side: Side, packet: Packet) -> Isp:
+    """To whom a new packet of a LAN is sent: by its one mark, or, where there is nothing to choose, by a rule."""
+    assert rules.mangle("PREROUTING", packet)
+    tables = {rule.table for rule in side.rules if rule.selector == f"iif {packet.into}"}
+    assert len(packet.sets) + len(tables) == 1
+    if packet.sets:
+        return of_mark(scene.router, packet.mark)
+    (isp,) = (isp for isp in scene.isps(family) if int(isp.table) in tables)
+    return isp
+
+
 # -- R1 ------------------------------------------------------------------------------------------------------
 
 
 @given(scenes(), dice, st.integers(0, 0xFFFFFFFF))
-def test_each_new_connection_gets_the_mark_of_one_usable_isp_whatever_the_counters(
+def test_each_new_connection_is_sent_to_one_usable_isp_whatever_the_counters(
     scene: Scene, chance: random.Random, noise: int
 ) -> None:
     mask = scene.router.options.mark_mask
     for family, side, lan in ways(scene):
         rules = Netfilter(side, scene.own(family), chance)
         for _ in range(30):
-            connection = Connection(mark=noise & ~mask)
-            packet = outbound(lan, family, connection, mark=noise & ~mask)
-            assert rules.mangle("PREROUTING", packet)
-            assert len(packet.sets) == 1
-            isp = of_mark(scene.router, packet.mark)
+            # What others have in both marks: nothing, one of them, the same, or what is different.
+            here, there = (chance.choice([0, noise, ~noise]) & 0xFFFFFFFF & ~mask for _ in range(2))
+            connection = Connection(mark=there)
+            packet = outbound(lan, family, connection, mark=here)
+            isp = chosen(scene, family, rules, side, packet)
             assert isp.name in scene.allowed(family)
-            assert packet.mark & ~mask == noise & ~mask
-            assert connection.mark == packet.mark
+            assert packet.mark & ~mask == here
+            assert connection.mark == packet.mark & mask | there
             event("down" if not scene.states[isp.name].up else "up")
+            event("by mark" if packet.sets else "by rule")
 
 
 @given(scenes(), dice, st.data())
-def test_a_new_connection_leaves_by_the_isp_of_its_mark_or_not_at_all(
+def test_a_new_connection_leaves_by_the_isp_it_was_sent_to_or_not_at_all(
     scene: Scene, chance: random.Random, data: st.DataObject
 ) -> None:
     default = data.draw(st.sampled_from(["", *(isp.interface for isp in scene.router.isps)]))
     for family, side, lan in ways(scene):
         rules = Netfilter(side, scene.own(family), chance)
-        packet = outbound(lan, family, Connection())
+        connection = Connection()
+        isp = chosen(scene, family, rules, side, packet := outbound(lan, family, connection))
         left = forward(rules, side, packet, scene.main(family, default))
-        isp = of_mark(scene.router, packet.mark)
         assert packet.out in (isp.interface, UNREACHABLE)
+        assert not left or of_mark(scene.router, connection.mark) is isp
         assert left == scene.has(isp.interface, str(isp.addresses(family)[0].ip))
         if left and isp.nat.kind(family) == "snat":
             assert packet.source == str(isp.addresses(family)[0].ip)
@@ -142,8 +156,10 @@ def test_a_connection_keeps_its_isp_through_rebuilds(scene: Scene, chance: rando
             rules = Netfilter(later[family], scene.own(family), chance)
             before = rules.counts()
             again = outbound(lan, family, connection, state=state)
+            if not left and not first.sets:
+                continue  # nothing has left and nothing was marked: a rule may send the next try elsewhere
             assert forward(rules, later[family], again, main) == left
-            assert (again.mark, again.out, again.source) == (first.mark, first.out, first.source)
+            assert (again.mark, again.out, again.source) == (connection.mark, first.out, first.source)
             assert rules.counts() == before
 
 
@@ -288,16 +304,14 @@ def test_an_unbound_socket_of_the_router_goes_by_main_and_stays_there(scene: Sce
 
 
 @settings(max_examples=50)
-@given(scenes(), st.integers(0, 300))
+@given(scenes(balances=["nth"]), st.integers(0, 300))
 def test_any_hundred_connections_are_shared_by_weight(scene: Scene, start: int) -> None:
-    assume(scene.router.options.balance == "nth")
     for family, side, lan in ways(scene):
         rules = Netfilter(side, scene.own(family))
         dealt: list[str] = []
         for _ in range(start + shares.WINDOW):
             packet = outbound(lan, family, Connection())
-            rules.mangle("PREROUTING", packet)
-            dealt.append(of_mark(scene.router, packet.mark).name)
+            dealt.append(chosen(scene, family, rules, side, packet).name)
         count = Counter(dealt[start:])
         weights = {isp.name: isp.weight for isp in scene.isps(family) if isp.name in scene.allowed(family)}
         for name, weight in weights.items():
@@ -305,26 +319,51 @@ def test_any_hundred_connections_are_shared_by_weight(scene: Scene, start: int) 
 
 
 @settings(max_examples=30)
-@given(scenes(), dice)
+@given(scenes(balances=["random"]), dice)
 def test_dice_give_everybody_about_his_share(scene: Scene, chance: random.Random) -> None:
-    assume(scene.router.options.balance == "random")
     thrown = random.Random(chance.random())
     for family, side, lan in list(ways(scene))[:1]:
         rules, count = Netfilter(side, scene.own(family), thrown), Counter[str]()
         for _ in range(1000):
             packet = outbound(lan, family, Connection())
-            rules.mangle("PREROUTING", packet)
-            count[of_mark(scene.router, packet.mark).name] += 1
+            count[chosen(scene, family, rules, side, packet).name] += 1
         weights = {isp.name: isp.weight for isp in scene.isps(family) if isp.name in scene.allowed(family)}
         for name, weight in weights.items():
             assert abs(count[name] - 1000 * weight / sum(weights.values())) < 100  # over six times the deviation
+
+
+@settings(max_examples=30)
+@given(scenes(balances=["hash"]), dice, st.data())
+def test_a_pair_keeps_its_isp_and_moves_only_when_that_leaves(
+    scene: Scene, chance: random.Random, data: st.DataObject
+) -> None:
+    later = scene.plan(states := data.draw(statuses(scene.router)))
+    mask = scene.router.options.mark_mask
+    for family, side, lan in ways(scene):
+        one, two = (
+            Netfilter(side, scene.own(family), chance),
+            Netfilter(sides(later)[family], scene.own(family), chance),
+        )
+        tier = {isp.name: isp.tier for isp in scene.isps(family)}
+        before, after = scene.allowed(family), scene.allowed(family, states)
+        for host in range(100):
+            to = str(ip_address(SOMEWHERE[family]) + host)
+            names = []
+            for rules, its in ((one, side), (one, side), (two, sides(later)[family])):
+                packet = outbound(lan, family, Connection(), to=to, mark=chance.choice([0, 0xFFFFFFFF & ~mask]))
+                names.append(chosen(scene, family, rules, its, packet).name)
+            first, again, then = names
+            assert first == again
+            if {tier[name] for name in before} == {tier[name] for name in after}:
+                assert then == first or first not in after or then not in before
 
 
 # -- what depends on the states, and what does not -----------------------------------------------------------
 
 
 def without_choices(table: Table) -> list[object]:
-    return [(chain.name, () if chain.name.startswith("CHOOSE-") else chain.rules) for chain in table.chains]
+    rules = {chain.name: () if chain.name.startswith(CHOICES) else chain.rules for chain in table.chains}
+    return [each for each in rules.items() if not each[0].startswith("LSMPY-BUCKETS-")]
 
 
 @given(scenes(), st.data())
@@ -332,7 +371,10 @@ def test_only_the_choice_for_new_connections_depends_on_the_states(scene: Scene,
     one, two = scene.plan(), scene.plan(data.draw(statuses(scene.router)))
     assert one.sysctls == two.sysctls
     for a, b in zip(one.sides, two.sides, strict=True):
-        assert (a.routes, a.rules) == (b.routes, b.rules)
+        assert a.routes == b.routes
+        assert [rule for rule in a.rules if rule.priority != plan.BY_TIER] == [
+            rule for rule in b.rules if rule.priority != plan.BY_TIER
+        ]
         assert [without_choices(table) for table in a.tables] == [without_choices(table) for table in b.tables]
 
 
