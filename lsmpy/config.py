@@ -21,7 +21,6 @@ _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
     "router.balance": ("hash",),
     "router.local_traffic": ("balance",),
-    "router.when_all_down": ("flush", "unreachable"),
     "router.flush_conntrack": (True,),
     "isp.clamp_mss": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),

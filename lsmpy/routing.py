@@ -9,7 +9,7 @@ from msgspec import Struct
 
 # Marks what is ours in routes and rules, as routing daemons do (rt_protos); free in iproute2's list.
 PROTOCOL = 76
-MAIN = 254
+MAIN, REFUSED = 254, 0  # the second is no table
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
 UNICAST, UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
@@ -57,7 +57,10 @@ class Route(Struct, frozen=True, rename=_NAMES):
 
 
 class Rule(Struct, frozen=True):
-    """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`."""
+    """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`.
+
+    With `REFUSED` for a table it is not looked up: its sender is told that there is no way (ICMP unreachable).
+    """
 
     priority: int
     selector: str
@@ -67,7 +70,8 @@ class Rule(Struct, frozen=True):
 
     def words(self) -> str:
         """The arguments of `ip rule add` and `ip rule del`."""
-        parts = [f"pref {self.priority}", self.selector or "from all", f"lookup {self.table}"]
+        action = "unreachable" if self.table == REFUSED else f"lookup {self.table}"
+        parts = [f"pref {self.priority}", self.selector or "from all", action]
         parts += ["suppress_prefixlength 0"] if self.suppress_default else []
         parts += [f"protocol {self.protocol}"] if self.protocol else []
         return " ".join(parts)
