@@ -141,11 +141,12 @@ def _side(
     present = {isp.name for isp in isps if not missing(isp, family, links)}
     up = {verdict.isp for verdict in verdicts if verdict.up}
     candidates = _candidates(isps, present, up, router.options.when_all_down)
+    mtus = {name: link.mtu for name, link in (links or {}).items()}
     refusing = bool(isps) and not candidates and router.options.when_all_down == "unreachable"
     own = {
         "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, candidates),
+        "mangle": marking.mangle(router, family, isps, candidates, mtus),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.

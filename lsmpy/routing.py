@@ -78,11 +78,12 @@ class Rule(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """What the kernel says of one interface: administratively up, with a carrier, and its addresses."""
+    """What the kernel says of one interface: administratively up, with a carrier, its addresses and its MTU."""
 
     up: bool
     carrier: bool
     addresses: frozenset[str]
+    mtu: int = 0
 
 
 def fwmark(value: int, mask: int) -> str:
@@ -125,4 +126,5 @@ def read_link(item: Mapping[str, Any]) -> Link:
     """One interface as `ip -json address show` prints it."""
     flags = item.get("flags", [])
     usable = [a for a in item.get("addr_info", []) if "tentative" not in a and "dadfailed" not in a]
-    return Link("UP" in flags, "NO-CARRIER" not in flags, frozenset(a["local"] for a in usable if "local" in a))
+    addresses = frozenset(a["local"] for a in usable if "local" in a)
+    return Link("UP" in flags, "NO-CARRIER" not in flags, addresses, item.get("mtu", 0))

@@ -477,7 +477,6 @@ LATER = {
     "hash": ("[router]\nbalance = 'hash'\n" + ISP, '2: router.balance: "hash" needs a later version of lsmpy'),
     "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
     "conntrack": ("[router]\nflush_conntrack = true\n" + ISP, "2: router.flush_conntrack: true needs a later version"),
-    "mss": (ISP + "clamp_mss = true\n", "7: isp.clamp_mss: true needs a later version of lsmpy"),
     "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),
     "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from lsmpy import netfilter, plan, state
@@ -203,6 +204,19 @@ def test_the_users_rules_come_first_and_keep_their_policies(three: Router) -> No
     assert four.table("filter").policies()["INPUT"] == "DROP"
     assert [each.name for each in four.tables] == ["filter", "nat", "mangle", "raw"]
     assert side(plan.build(three, states, None, extra), 6).table("raw").rules == ()  # type: ignore[arg-type]
+
+
+def test_segments_are_clamped_both_ways_where_it_is_asked_for() -> None:
+    router = router_of(isps_of(2) + "clamp_mss = true\n" + LANS)
+    syn = "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS"
+    links = links_of(router) | {"wan2": msgspec.structs.replace(links_of(router)["wan2"], mtu=1492)}
+    for family, mss in ((4, 1452), (6, 1432)):
+        (chain,) = (c for c in side(plan_of(router, links), family).table("mangle").chains if c.name == "LSMPY-FORWARD")  # type: ignore[arg-type]
+        assert chain.rules == (
+            f"-A LSMPY-FORWARD -o wan2 {syn} --clamp-mss-to-pmtu",
+            f"-A LSMPY-FORWARD -i wan2 {syn} --set-mss {mss}",
+        )
+    assert "-A LSMPY-FORWARD" not in netfilter.render(side(plan_of(router_of(isps_of(2) + LANS))).tables)
 
 
 def test_a_second_address_keeps_its_source_and_gets_a_rule() -> None:

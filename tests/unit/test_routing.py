@@ -101,6 +101,10 @@ def test_an_address_that_another_host_has_is_not_ours() -> None:
     ).addresses
 
 
+def test_an_interface_has_an_mtu() -> None:
+    assert routing.read_link({"flags": ["UP"], "mtu": 1492}).mtu == 1492
+
+
 def test_a_rule_that_refuses_is_read_as_it_was_made() -> None:
     item = {"priority": 20003, "src": "all", "iif": "eth0", "action": "7", "protocol": "76"}  # as ip -N prints it
     rule = Rule(20003, "iif eth0", REFUSED)
