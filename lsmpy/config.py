@@ -24,7 +24,7 @@ _LATER: dict[str, tuple[object, ...]] = {
     "router.flush_conntrack": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),
 }
-_LATER_KEYS = {"policy", "events", "isp.prefix", "rules.after"}
+_LATER_KEYS = {"policy", "events", "isp.prefix"}
 _SINGLE_OR_LIST = {"address", "gateway", "check"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
 
@@ -106,8 +106,9 @@ class _Reader:
         state_dir = raw.get("state_dir", DEFAULT_STATE_DIR)
         if not isinstance(state_dir, str) or not state_dir.startswith("/"):
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
-        options = Options(**tables["router"])
+        options, rules = Options(**tables["router"]), Rules(**tables["rules"])
         checks.check(self.mistakes, isps, lans, options)
+        checks.check_rules(self.mistakes, rules)
         if not probing:
             checks.check_router_part(self.mistakes, isps)
         self.mistakes.tell()
@@ -116,7 +117,7 @@ class _Reader:
             lans=tuple(lans),
             state_dir=state_dir,
             options=options,
-            rules=Rules(**tables["rules"]),
+            rules=rules,
             warnings=tuple(self.mistakes.warnings),
         )
 

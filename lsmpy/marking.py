@@ -84,6 +84,12 @@ def _clamping(family: Family, isps: list[Isp], mtus: Mapping[str, int]) -> list[
     return [Chain("FORWARD", None, (f"-A FORWARD -j {chain}",)), Chain(chain, None, tuple(rules))]
 
 
+def chosen(mangle: Table) -> frozenset[str]:
+    """The names of the ISPs that get new connections by such a table, ours or the kernel's."""
+    rules = (rule for chain in mangle.chains if chain.name.startswith("CHOOSE-") for rule in chain.rules)
+    return frozenset(rule.rpartition(" MARK-")[2] for rule in rules if " -g MARK-" in rule)
+
+
 def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
     """What goes from LAN to LAN is left alone (the article, "do not touch inter-LAN traffic")."""
     networks = [(lan, each.network) for lan in lans for each in lan.addresses(family)]

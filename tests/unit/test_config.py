@@ -238,6 +238,10 @@ def test_an_address_with_a_zone_is_refused(key: str, text: str) -> None:
 # -- what is wrong -------------------------------------------------------------------------------------------
 
 WRONG = {
+    "after": (
+        ISP + "[rules]\nafter = ['tunnels']\n",
+        '8: rules.after: "tunnels" is no absolute path; give a program\'s whole path',
+    ),
     "unknown key": (ISP + "wieght = 2\n", "7: isp.wieght: there is no such key; did you mean weight?"),
     "unknown top key": ("stat_dir = '/x'\n" + ISP, "1: stat_dir: there is no such key; did you mean state_dir?"),
     "unknown router key": (ISP + "[router]\nbalanze = 1\n", "8: router.balanze: there is no such key; did you mean"),
@@ -482,7 +486,6 @@ LATER = {
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),
     "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
     "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
-    "after": (ISP + "[rules]\nafter = ['/bin/x']\n", "8: rules.after: "),
     "auto address of a lan": (ISP + LAN.replace("192.168.1.254/24", "auto"), '10: lan.address: "auto" needs a later'),
     **ONLY_PROBED,
 }
