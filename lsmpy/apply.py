@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from lsmpy import ConfigError, LsmpyError, changes, guard, kernel, marking, memory, netfilter, plan, state
 from lsmpy.changes import Changes
-from lsmpy.kernel import Backend, KernelError, Refusal
+from lsmpy.kernel import Backend, KernelError, Refusal, RefusedError
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Plan, Side
@@ -32,11 +32,13 @@ class Outcome(Struct, frozen=True):
         plan: what the kernel now holds.
         changed: whether anything had to be changed.
         warnings: what the administrator should know, a line each.
+        switched: the ISPs that get new connections now and did not before, or the other way round.
     """
 
     plan: Plan
     changed: bool
     warnings: tuple[str, ...]
+    switched: tuple[str, ...] = ()
 
 
 class _Scene(Struct, frozen=True):
@@ -73,6 +75,7 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         scene = _look(router, directory)
         wanted = scene.plan()
         steps = scene.steps(wanted)
+        _check_new_rules(scene, steps)
         warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
         own = marking.own_chains(router)
         if guard.is_first(scene.live):
@@ -82,7 +85,7 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
             warnings += guard.removed(scene.live, wanted, own, steps)
         done, changed = _carry_out(scene, wanted, steps, warnings)
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
-        return Outcome(done, changed, (*warnings, *_not_forwarding(router)))
+        return Outcome(done, changed, (*warnings, *_not_forwarding(router)), _switched(scene, done))
 
 
 def difference(router: Router, directory: Path) -> str:
@@ -196,6 +199,13 @@ def _without_spellings(step: Changes, live: Side) -> Changes:
     return Changes(step.family, step.routes, step.rules, tables, step.stale_rules, step.stale_routes)
 
 
+def _switched(scene: _Scene, done: Plan) -> tuple[str, ...]:
+    """Whose use has changed, by the tables that were there before."""
+    isps = scene.router.isps
+    names = {n for s in done.sides for n in plan.used(scene.live[s.family], isps) ^ plan.used(s, isps)}
+    return tuple(isp.name for isp in isps if isp.name in names)
+
+
 def _to_set(wanted: Plan) -> list[tuple[str, str]]:
     return [(key, value) for key, value in wanted.sysctls if kernel.read_sysctl(key) not in (value, None)]
 
@@ -211,6 +221,31 @@ def _not_forwarding(router: Router) -> list[str]:
         for family in router.families
         if kernel.read_sysctl(_FORWARDING[family]) == "0"
     ]
+
+
+def _check_new_rules(scene: _Scene, steps: list[Changes]) -> None:
+    """Have iptables read the users' rules that were never loaded, before anything is touched."""
+    for step in steps:
+        users, live = scene.extra.get(step.family, {}), scene.live[step.family]
+        named = [users[table.name] for table in step.tables if table.name in users]
+        new = [t for t in named if {*t.rules} - {*live.table(t.name).rules} - memory.loaded_rules(step.family, t)]
+        if new:
+            try:
+                kernel.check(scene.backend, step.family, new)
+            except RefusedError as error:
+                raise KernelError(f"{_places(scene.router, error)}{error}. Nothing was changed") from error
+
+
+def _places(router: Router, error: LsmpyError) -> str:
+    """`FILE:LINE: ` of the user's rule that was refused, or of each that may be meant; empty for our own."""
+    rules = error.rules if isinstance(error, RefusedError) else ()
+    found = [
+        f"{path}:{line}"
+        for family, table, rule in rules
+        for path in router.rules.files(family)
+        if (line := netfilter.find(path.read_text(errors="replace") if path.is_file() else "", table, rule))
+    ]
+    return f"{'one of ' if len(found) > 1 else ''}{', '.join(found)}: " if found else ""
 
 
 # -- acting --------------------------------------------------------------------------------------------------
@@ -233,7 +268,7 @@ def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list
             kernel.write_sysctl(key, value)
         kernel.drop(steps)
     except LsmpyError as error:
-        raise KernelError(f"{error}. {_undo(scene, wanted, old_settings)}") from error
+        raise KernelError(f"{_places(scene.router, error)}{error}. {_undo(scene, wanted, old_settings)}") from error
     return wanted, True
 
 

@@ -42,6 +42,8 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
     names = [f"CHOOSE-{lan.name}" for lan in lans]
     if by_rule(isps):
         return []
+    if not candidates:
+        return [Chain(name) for name in names]
     if router.options.balance == "hash":
         tier = [isp for isp in isps if isp.tier == candidates[0].tier]
         hashed = _hash(family, router.options.mark_mask, tier, candidates)

@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sh
 
@@ -17,6 +18,7 @@ from lsmpy import LsmpyError
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
+_PIECE = 1024
 _PATH = os.pathsep.join(filter(None, [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/bin", "/bin"]))
 # Messages and numbers are parsed and shown, so they must not depend on who runs us.
 _ENVIRONMENT = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
@@ -71,6 +73,10 @@ class Running:
         """Its process id."""
         return int(self.process.pid)
 
+    def kill(self) -> None:
+        """End it at once, and what it has started if it has a session of its own."""
+        _kill(self.process)
+
     def stop(self) -> None:
         """End it with SIGTERM, then SIGKILL after five seconds; returns when it is gone."""
         with contextlib.suppress(ProcessLookupError):
@@ -110,23 +116,45 @@ def start(
     Raises:
         CommandError: it is not installed or cannot be started.
     """
-    path = find(argv[0])
     log.debug("run: %s%s", " ".join(argv), f"\n{stdin}" if stdin else "")
+    bufsize = 1 if on_line else 65536
+    return _start(argv, timeout_s, _in=stdin or None, _out=on_line, _err=on_line, _out_bufsize=bufsize)
+
+
+def start_foreign(
+    program: str, environment: Mapping[str, str], on_text: Callable[[str], object], timeout_s: float
+) -> Running:
+    """Start somebody else's program, in a session of its own, so that what it starts can be killed with it.
+
+    Args:
+        program: its path.
+        environment: what it is told, besides what every program is.
+        on_text: called from another thread with what it prints on both streams, in pieces of `_PIECE` bytes, because it
+            may never end a line; once it returns true nothing more is read, and who goes on writing gets SIGPIPE.
+        timeout_s: seconds after which it is killed.
+
+    Raises:
+        CommandError: it is not there or cannot be started.
+    """
+    log.debug("run: %s", program)
+    told = {**_ENVIRONMENT, **environment}
+    how = {"_in": "", "_out": on_text, "_out_bufsize": _PIECE, "_err_to_out": True}
+    return _start([program], timeout_s, _env=told, _new_session=True, **how)
+
+
+def _start(argv: Sequence[str], timeout_s: float | None, **options: Any) -> Running:
+    path = find(argv[0])
     try:
         process = sh.Command(path)(
             *argv[1:],
-            _in=stdin or None,
             _in_bufsize=65536,
-            _out_bufsize=1 if on_line else 65536,
             _tty_out=False,
             _bg=True,
             _bg_exc=False,
             _return_cmd=True,
-            _env=_ENVIRONMENT,
             _decode_errors="replace",
             _truncate_exc=False,
-            _out=on_line,
-            _err=on_line,
+            **{"_env": _ENVIRONMENT, **options},
         )
     except (OSError, sh.ForkException) as error:
         raise CommandError(argv, None, str(error)) from error
@@ -149,4 +177,7 @@ def run(*argv: str, stdin: str = "", timeout_s: float = TIMEOUT_S) -> str:
 
 def _kill(process: sh.RunningCommand) -> None:
     with contextlib.suppress(ProcessLookupError):
-        process.kill()
+        if os.getpgid(process.pid) == process.pid:
+            process.kill_group()
+        else:
+            process.kill()

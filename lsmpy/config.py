@@ -20,12 +20,10 @@ DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
     "router.local_traffic": ("balance",),
-    "router.when_all_down": ("flush", "unreachable"),
     "router.flush_conntrack": (True,),
-    "isp.clamp_mss": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),
 }
-_LATER_KEYS = {"policy", "events", "isp.prefix", "rules.after"}
+_LATER_KEYS = {"policy", "events", "isp.prefix"}
 _SINGLE_OR_LIST = {"address", "gateway", "check"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
 
@@ -107,8 +105,9 @@ class _Reader:
         state_dir = raw.get("state_dir", DEFAULT_STATE_DIR)
         if not isinstance(state_dir, str) or not state_dir.startswith("/"):
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
-        options = Options(**tables["router"])
+        options, rules = Options(**tables["router"]), Rules(**tables["rules"])
         checks.check(self.mistakes, isps, lans, options)
+        checks.check_rules(self.mistakes, rules)
         if not probing:
             checks.check_router_part(self.mistakes, isps)
         self.mistakes.tell()
@@ -117,7 +116,7 @@ class _Reader:
             lans=tuple(lans),
             state_dir=state_dir,
             options=options,
-            rules=Rules(**tables["rules"]),
+            rules=rules,
             warnings=tuple(self.mistakes.warnings),
         )
 

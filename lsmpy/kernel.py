@@ -15,6 +15,7 @@ from lsmpy import LsmpyError, command, netfilter, routing
 from lsmpy.changes import Changes
 from lsmpy.command import CommandError, Running
 from lsmpy.model import Family
+from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from lsmpy.routing import Link, Route, Rule
 
@@ -45,6 +46,18 @@ _Item = TypeVar("_Item", Route, Rule)
 
 class KernelError(LsmpyError):
     """The kernel or a tool refuses, and the message says which line and why."""
+
+
+class RefusedError(KernelError):
+    """iptables refuses a table.
+
+    Attributes:
+        rules: those that it may mean, each with its family and table.
+    """
+
+    def __init__(self, message: str, rules: Iterable[tuple[Family, str, str]]) -> None:
+        super().__init__(message)
+        self.rules = tuple(rules)
 
 
 class Backend(Struct, frozen=True):
@@ -174,6 +187,19 @@ def read_sysctl(key: str) -> str | None:
         return None
 
 
+def check(backend: Backend, family: Family, tables: Iterable[Table]) -> None:
+    """Have iptables read these tables and change nothing. It does not find all that the kernel would refuse.
+
+    Raises:
+        RefusedError: it cannot read them.
+    """
+    text = netfilter.render(tables)
+    try:
+        command.run(backend.restore(family), *_LOCK_WAIT, "--test", stdin=text)
+    except CommandError as error:
+        raise RefusedError(_explain(error, text), _meant(error, text, family)) from error
+
+
 # -- steps ---------------------------------------------------------------------------------------------------
 
 
@@ -201,22 +227,23 @@ def load(backend: Backend, steps: Iterable[Changes], live: Mapping[Family, Side]
         live: what the kernel holds, so that only the chains that differ are loaded where that is enough.
 
     Raises:
-        KernelError: one was refused; what was loaded before it stays.
+        RefusedError: one was refused; what was loaded before it stays.
     """
     running = []
     for step in steps:
         if step.tables:
             part = step.part_text(live[step.family]) if live else ""
             text, how = (part, ["--noflush"]) if part else (step.load_text(), [])
-            running.append((text, command.start([backend.restore(step.family), *_LOCK_WAIT, *how], text)))
-    failures = []
-    for text, process in running:
+            running.append((step.family, text, command.start([backend.restore(step.family), *_LOCK_WAIT, *how], text)))
+    failures, rules = [], []
+    for family, text, process in running:
         try:
             process.wait()
         except CommandError as error:
             failures.append(_explain(error, text))
+            rules += _meant(error, text, family)
     if failures:
-        raise KernelError("; ".join(failures))
+        raise RefusedError("; ".join(failures), rules)
 
 
 def drop(steps: Iterable[Changes]) -> None:
@@ -329,8 +356,20 @@ def _failures(process: Running) -> list[tuple[int, str]]:
 
 def _explain(error: CommandError, text: str) -> str:
     """The message of iptables-restore with the line that it means."""
-    match = re.search(r"line:? (\d+)", error.stderr)
-    lines = text.splitlines()
-    line = lines[int(match[1]) - 1] if match and 0 < int(match[1]) <= len(lines) else ""
+    *_, line = ["", *_lines_up_to(error, text)]
     said = " ".join(part for part in error.stderr.splitlines() if "--help" not in part and part.strip())
     return f"{error.argv[0]} refused{f' the line {line!r}' if line else ''}: {said or f'status {error.status}'}"
+
+
+def _meant(error: CommandError, text: str, family: Family) -> list[tuple[Family, str, str]]:
+    """The rule that it means. Legacy iptables names only the table's last line: then all of that table."""
+    before = _lines_up_to(error, text)
+    start = max((number for number, line in enumerate(before) if line.startswith("*")), default=0)
+    meant = before[-1:] if before and before[-1].startswith("-A ") else before[start:]
+    return [(family, before[start][1:], line) for line in meant if line.startswith("-A ")]
+
+
+def _lines_up_to(error: CommandError, text: str) -> list[str]:
+    """The lines of the text up to the one that iptables-restore means; none if it names none."""
+    match = re.search(r"line:? (\d+)", error.stderr)
+    return text.splitlines()[: int(match[1])] if match else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from msgspec import Struct
@@ -26,8 +27,17 @@ def own_chains(router: Router) -> OwnChains:
     return OwnChains(frozenset((*of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans))))
 
 
-def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Table:
-    """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address."""
+def mangle(
+    router: Router, family: Family, isps: list[Isp], candidates: list[Isp], mtus: Mapping[str, int] | None = None
+) -> Table:
+    """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address.
+
+    Args:
+        router, family: what it is for.
+        isps: those that carry the family.
+        candidates: those of them that get new connections.
+        mtus: of the interfaces that are there.
+    """
     mask = router.options.mark_mask
     masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
     unset = netfilter.bits(0, mask)
@@ -55,9 +65,27 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         Chain(out, None, (f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}",)),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
+    chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
     return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, candidates)])
+
+
+def _clamping(family: Family, isps: list[Isp], mtus: Mapping[str, int]) -> list[Chain]:
+    """Both ends of a TCP connection are told to send no larger segments than the ISP's interface takes.
+
+    What goes out tells the far end; there the kernel knows the path's MTU. What comes in tells the near one, and there
+    it would ask main alone for the way back, without any mark (xt_TCPMSS.c, tcpmss_reverse_mtu), so it is told.
+    """
+    if not isps:
+        return []
+    chain, headers = f"{PREFIX}FORWARD", {4: 40, 6: 60}[family]
+    syn, by_path, rules = "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS", "--clamp-mss-to-pmtu", []
+    for isp in isps:
+        mtu = mtus.get(isp.interface)
+        known = f"--set-mss {min(mtu, 0xFFFF) - headers}" if mtu else by_path
+        rules += [f"-A {chain} -o {isp.interface} {syn} {by_path}", f"-A {chain} -i {isp.interface} {syn} {known}"]
+    return [Chain("FORWARD", None, (f"-A FORWARD -j {chain}",)), Chain(chain, None, tuple(rules))]
 
 
 def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:

@@ -93,6 +93,12 @@ def learn_spelling(family: Family, live: Table, want: Table) -> None:
     _write("spelling.json", msgspec.json.encode(known).decode())
 
 
+def loaded_rules(family: Family, want: Table) -> frozenset[str]:
+    """The rules of a table in the words in which they were last loaded, if the kernel printed it in others."""
+    given = _spellings().get(f"{family} {want.name}", [""])[0]
+    return frozenset(line for line in given.splitlines() if line.startswith("-A "))
+
+
 def spelled_rules(family: Family, want: Table) -> frozenset[str]:
     """The rules of a table as the kernel printed them when it was last loaded, if that differed."""
     printed = _spellings().get(f"{family} {want.name}", [""])[-1]

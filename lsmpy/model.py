@@ -148,7 +148,7 @@ class Options(Struct, frozen=True):
 
 
 class Rules(Struct, frozen=True):
-    """Files in iptables-save format whose rules are part of every rebuild."""
+    """Files in iptables-save format whose rules are part of every rebuild, and programs to be run after one."""
 
     ipv4: tuple[str, ...] = ()
     ipv6: tuple[str, ...] = ()

@@ -117,9 +117,7 @@ def parse(text: str, source: str) -> dict[str, Table]:
     errors: list[str] = []
     current: _Draft | None = None
     for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if line.startswith("["):
-            line = re.sub(r"^\[\d+:\d+\] ", "", line)  # counters, with iptables-save -c
+        line = _without_counters(raw.strip())
         if not line or line.startswith("#") or line == "COMMIT":
             continue
         problem = ""
@@ -142,6 +140,22 @@ def parse(text: str, source: str) -> dict[str, Table]:
     if errors:
         raise ConfigError("\n".join(errors))
     return {name: draft.table() for name, draft in drafts.items()}
+
+
+def find(text: str, table: str, rule: str) -> int:
+    """The number of the line of a file that `parse` read as this rule of a table; 0 if there is none."""
+    current = ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = _without_counters(raw.strip())
+        current = line[1:].strip() if line.startswith("*") else current
+        if (current, line) == (table, rule):
+            return number
+    return 0
+
+
+def _without_counters(line: str) -> str:
+    """A line of iptables-save -c as without -c."""
+    return re.sub(r"^\[\d+:\d+\] ", "", line) if line.startswith("[") else line
 
 
 class _Draft(Struct, frozen=True):

@@ -20,7 +20,12 @@ from lsmpy.state import Status
 # `flush = "all"` rebuilds these whole; a [rules] file may add others.
 OWN_TABLES = ("filter", "nat", "mangle")
 # Priorities of our rules, before main's 32766.
-FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER = range(20000, 20004)
+FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE = range(20000, 20005)
+_NONE_UP = {
+    "all": "every one that is there is used",
+    "flush": "new connections go by the main table",
+    "unreachable": "new connections are refused",
+}
 
 
 class Verdict(Struct, frozen=True):
@@ -56,11 +61,12 @@ class Side(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """The whole router: one side a family, the interfaces' settings, and what was decided of each ISP."""
+    """The whole router: one side a family, the interfaces' settings, what was decided of each ISP, and if of none."""
 
     sides: tuple[Side, ...]
     sysctls: tuple[tuple[str, str], ...]
     verdicts: tuple[Verdict, ...]
+    when_all_down: str = "all"
 
     @property
     def summary(self) -> str:
@@ -68,7 +74,7 @@ class Plan(Struct, frozen=True):
         up = " ".join(f"{v.isp} ({v.why})" if v.why else v.isp for v in self.verdicts if v.up)
         down = ", ".join(f"{v.isp} ({v.why})" for v in self.verdicts if not v.up)
         if not up:
-            return f"down {down}; none is up, so every one that is there is used"
+            return f"down {down}; none is up, so {_NONE_UP[self.when_all_down]}"
         return f"up {up}, down {down}" if down else f"up {up}"
 
 
@@ -90,7 +96,7 @@ def build(
     """
     verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}) for isp in router.isps)
     sides = tuple(_side(router, family, verdicts, links, (extra or {}).get(family, {})) for family in router.families)
-    return Plan(sides, _sysctls(router, links), verdicts)
+    return Plan(sides, _sysctls(router, links), verdicts, router.options.when_all_down)
 
 
 def missing(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> str:
@@ -134,11 +140,13 @@ def _side(
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
     up = {verdict.isp for verdict in verdicts if verdict.up}
-    candidates = _candidates(isps, present, up)
+    candidates = _candidates(isps, present, up, router.options.when_all_down)
+    mtus = {name: link.mtu for name, link in (links or {}).items()}
+    refusing = bool(isps) and not candidates and router.options.when_all_down == "unreachable"
     own = {
         "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, candidates),
+        "mangle": marking.mangle(router, family, isps, candidates, mtus),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.
@@ -149,19 +157,33 @@ def _side(
         family=family,
         tables=tuple(tables),
         routes=tuple(_routes(router, family, isps, links)),
-        rules=tuple(_rules(router, family, isps, candidates)),
+        rules=(*_rules(router, family, isps, candidates), *(_refusals(router.lans) if refusing else ())),
     )
 
 
 # -- who gets new connections --------------------------------------------------------------------------------
 
 
-def _candidates(isps: list[Isp], present: set[str], up: set[str]) -> list[Isp]:
-    """The ISPs of the best tier that has one up; with none up at all, as if every one that is there were up."""
+def _candidates(isps: list[Isp], present: set[str], up: set[str], when_all_down: str) -> list[Isp]:
+    """The ISPs of the best tier that has one up.
+
+    With none up at all, by `when_all_down` as if every one that is there were up, or none: then what is new gets no
+    mark. The article's script gives it none either ("flush"), and it goes where main sends it. What main sends out by
+    an ISP still gets that ISP's address, which the article forgets.
+    """
     usable = [isp for isp in isps if isp.name in present & up]
-    usable = usable or [isp for isp in isps if isp.name in present] or isps
+    if when_all_down == "all":
+        usable = usable or [isp for isp in isps if isp.name in present] or isps
     best = min((isp.tier for isp in usable), default=1)
     return [isp for isp in usable if isp.tier == best]
+
+
+def used(side: Side, isps: Iterable[Isp]) -> frozenset[str]:
+    """The names of the ISPs that get new connections by what a side holds, ours or the kernel's."""
+    tables = {rule.table for rule in side.rules if rule.priority == BY_TIER}
+    chains = [chain for chain in side.table("mangle").chains if chain.name != f"{netfilter.PREFIX}PREROUTING"]
+    marks = {rule.rpartition(" -g ")[2] for chain in chains for rule in chain.rules}
+    return frozenset(isp.name for isp in isps if f"MARK-{isp.name}" in marks or int(isp.table) in tables)
 
 
 # -- routing -------------------------------------------------------------------------------------------------
@@ -225,6 +247,11 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         for lan in router.lans:
             if lan.addresses(family):
                 yield Rule(BY_TIER, f"iif {lan.interface}", int(candidates[0].table))
+
+
+def _refusals(lans: Iterable[Lan]) -> Iterable[Rule]:
+    """What comes from a LAN, has no ISP's mark and no better route in main than a default is refused at once."""
+    return (Rule(BY_NONE, f"iif {lan.interface}", routing.REFUSED) for lan in lans)
 
 
 # -- settings of the interfaces ------------------------------------------------------------------------------

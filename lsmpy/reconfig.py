@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
 import time
 from pathlib import Path
 
-from lsmpy import LsmpyError, __version__, apply, config, kernel, plan, script, state
+from lsmpy import LsmpyError, __version__, after, apply, config, kernel, plan, script, state
+from lsmpy.apply import Outcome
 from lsmpy.model import Router
 from lsmpy.netlink import Interest
 
@@ -70,7 +72,11 @@ def _run(options: argparse.Namespace) -> int:
         log.warning("%s", warning)
     if options.watch:
         return _watch(options, router)
-    _rebuild(router, directory, options.replace)
+    outcome = _rebuild(router, directory, options.replace)
+    if outcome.changed:
+        programs = after.Programs()
+        programs.tell(router.rules.after, _news(options, outcome))
+        programs.wait()
     return 0
 
 
@@ -92,8 +98,19 @@ def _infix(router: Router) -> str:
         return "" if router.options.iptables == "auto" else f"-{router.options.iptables}"
 
 
-def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] | None = None) -> frozenset[str]:
-    """One rebuild, and a line in the log; returns its warnings.
+def _news(options: argparse.Namespace, outcome: Outcome) -> after.News:
+    """What the programs of `[rules] after` are told."""
+    verdicts = outcome.plan.verdicts
+    return after.News(
+        up=tuple(verdict.isp for verdict in verdicts if verdict.up),
+        down=tuple(verdict.isp for verdict in verdicts if not verdict.up),
+        changed=outcome.switched,
+        config=options.config.absolute(),
+    )
+
+
+def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] | None = None) -> Outcome:
+    """One rebuild, and a line in the log.
 
     Args:
         router, directory, replace: as for `apply.rebuild`.
@@ -109,7 +126,7 @@ def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str
         log.info("rebuilt in %.0f ms: %s", took_ms, outcome.plan.summary)
     else:
         log.log(logging.INFO if told is None else logging.DEBUG, "nothing to do: %s", outcome.plan.summary)
-    return frozenset(outcome.warnings)
+    return outcome
 
 
 def _watch(options: argparse.Namespace, router: Router) -> int:
@@ -129,17 +146,22 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watch.stop())
     told: frozenset[str] | None = None
-    for _ in watch.wakes():
-        if hangups:
-            hangups.clear()
-            router = _reload(options.config, router)
-            watch.aim(options.state_dir or Path(router.state_dir), *_interest(router))
-        try:
-            told = _rebuild(router, watch.directory, options.replace, told)
-        except LsmpyError as error:
-            if told is None:
-                raise
-            log.error("error: %s", error)
+    with contextlib.closing(after.Programs()) as programs:
+        for _ in watch.wakes():
+            if hangups:
+                hangups.clear()
+                router = _reload(options.config, router)
+                watch.aim(options.state_dir or Path(router.state_dir), *_interest(router))
+            try:
+                outcome = _rebuild(router, watch.directory, options.replace, told)
+            except LsmpyError as error:
+                if told is None:
+                    raise
+                log.error("error: %s", error)
+                continue
+            if outcome.changed or told is None:
+                programs.tell(router.rules.after, _news(options, outcome))
+            told = frozenset(outcome.warnings)
     return 0
 
 

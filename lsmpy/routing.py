@@ -9,7 +9,7 @@ from msgspec import Struct
 
 # Marks what is ours in routes and rules, as routing daemons do (rt_protos); free in iproute2's list.
 PROTOCOL = 76
-MAIN = 254
+MAIN, REFUSED = 254, 0  # the second is no table
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
 UNICAST, UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
@@ -57,7 +57,10 @@ class Route(Struct, frozen=True, rename=_NAMES):
 
 
 class Rule(Struct, frozen=True):
-    """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`."""
+    """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`.
+
+    With `REFUSED` for a table it is not looked up: its sender is told that there is no way (ICMP unreachable).
+    """
 
     priority: int
     selector: str
@@ -67,18 +70,20 @@ class Rule(Struct, frozen=True):
 
     def words(self) -> str:
         """The arguments of `ip rule add` and `ip rule del`."""
-        parts = [f"pref {self.priority}", self.selector or "from all", f"lookup {self.table}"]
+        action = "unreachable" if self.table == REFUSED else f"lookup {self.table}"
+        parts = [f"pref {self.priority}", self.selector or "from all", action]
         parts += ["suppress_prefixlength 0"] if self.suppress_default else []
         parts += [f"protocol {self.protocol}"] if self.protocol else []
         return " ".join(parts)
 
 
 class Link(Struct, frozen=True):
-    """What the kernel says of one interface: administratively up, with a carrier, and its addresses."""
+    """What the kernel says of one interface: administratively up, with a carrier, its addresses and its MTU."""
 
     up: bool
     carrier: bool
     addresses: frozenset[str]
+    mtu: int = 0
 
 
 def fwmark(value: int, mask: int) -> str:
@@ -121,4 +126,5 @@ def read_link(item: Mapping[str, Any]) -> Link:
     """One interface as `ip -json address show` prints it."""
     flags = item.get("flags", [])
     usable = [a for a in item.get("addr_info", []) if "tentative" not in a and "dadfailed" not in a]
-    return Link("UP" in flags, "NO-CARRIER" not in flags, frozenset(a["local"] for a in usable if "local" in a))
+    addresses = frozenset(a["local"] for a in usable if "local" in a)
+    return Link("UP" in flags, "NO-CARRIER" not in flags, addresses, item.get("mtu", 0))

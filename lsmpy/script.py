@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lsmpy import netfilter
+from lsmpy import netfilter, routing
 from lsmpy.changes import add_text
 from lsmpy.netfilter import BUILTIN, Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import PROTOCOL
 
 _TOOLS = {4: "iptables", 6: "ip6tables"}
 _HEADER = r"""#!/bin/sh
@@ -60,7 +59,7 @@ def render(plan: Plan, infix: str = "") -> str:
         plan: what it shall build.
         infix: what the programs of the chosen iptables have in their names, `-legacy` or `-nft`.
     """
-    header = _HEADER.replace("@SUMMARY@", plan.summary or "no ISP").replace("@PROTOCOL@", str(PROTOCOL))
+    header = _HEADER.replace("@SUMMARY@", plan.summary or "no ISP").replace("@PROTOCOL@", str(routing.PROTOCOL))
     parts = [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
     parts += [_table(side, table, infix) for side in plan.sides for table in side.tables]
     parts += [f"echo {value} >/proc/sys/{key} || true\n" for key, value in plan.sysctls]
@@ -89,7 +88,8 @@ def _printed_rules(side: Side) -> Iterable[str]:
     for rule in side.rules:
         selector = rule.selector if rule.selector.startswith("from") else f"from all {rule.selector}".strip()
         suppress = " suppress_prefixlength 0" if rule.suppress_default else ""
-        yield f"pref {rule.priority} {selector} lookup {rule.table}{suppress} proto {rule.protocol}"
+        action = routing.UNREACHABLE if rule.table == routing.REFUSED else f"lookup {rule.table}"
+        yield f"pref {rule.priority} {selector} {action}{suppress} proto {rule.protocol}"
 
 
 def _lines(items: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lsmpy import changes, netfilter, plan, state
@@ -151,6 +152,14 @@ def test_nothing_is_flushed(article: Router) -> None:
 
 def test_none_up(article: Router) -> None:
     assert side(article, down=["ISP1", "ISP2"]) == side(article)
+
+
+def test_flush_chooses_none(article: Router) -> None:
+    options = msgspec.structs.replace(article.options, when_all_down="flush")
+    made = side(msgspec.structs.replace(article, options=options), down=["ISP1", "ISP2"])
+    assert rules(made, "mangle", "CHOOSE-dev") == rules(made, "mangle", "CHOOSE-rnd") == []
+    step = changes.between(made, side(article))
+    assert ([table.name for table in step.tables], step.add_text(), step.drop_text()) == (["mangle"], "", "")
 
 
 def test_reverse_path(article: Router) -> None:

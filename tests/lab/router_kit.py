@@ -222,9 +222,12 @@ class Rig:
 
     def arrived(self, isp: str, match: str, family: Family = 4) -> Callable[[], int]:
         """Begin to count what matches in an ISP's namespace, coming from the router; returns what tells the count."""
+        return self.seen(isp_node(isp), match, family)
+
+    def seen(self, node: str, match: str, family: Family = 4) -> Callable[[], int]:
+        """The same in any namespace but the router's own."""
         tool = "iptables" if family == 4 else "ip6tables"
-        note = f"seen-{abs(hash((isp, match, family)))}"
-        node = isp_node(isp)
+        note = f"seen-{abs(hash((node, match, family)))}"
         self.lab.shell(node, f"{tool} -w -t mangle -I PREROUTING -i router {match} -m comment --comment {note}\n")
 
         def count() -> int:

@@ -173,11 +173,13 @@ def test_rules_of_the_user_are_part_of_every_rebuild_whatever_their_spelling(tmp
 
 
 WRONG = {
-    "an unknown target": ("*filter\n-A INPUT -j NO-SUCH-CHAIN\nCOMMIT\n", 1, "NO-SUCH-CHAIN"),
+    "an unknown target": ("*filter\n-A INPUT -j NO-SUCH-CHAIN\nCOMMIT\n", 1, "v4:2: "),
+    "what only the kernel refuses": ("*mangle\n# not here\n-A FORWARD -j REJECT\nCOMMIT\n", 1, "v4:3: "),
+    "one of several": ("*filter\n-A INPUT -i lo\n[3:4] -A INPUT -m tcp --dport x -j DROP\nCOMMIT\n", 1, "v4:3: "),
     "an unknown match, after nat": (
         "*mangle\n-A FORWARD -m nosuchmatch -j ACCEPT\nCOMMIT\n*raw\n-A OUTPUT -p nonsense -j ACCEPT\nCOMMIT\n",
         1,
-        "nosuchmatch",
+        "v4:2: ",
     ),
     "another format": ("iptables -A INPUT -j ACCEPT\n", 2, "v4:1: "),
     "no such chain": ("*filter\n-A NOWHERE -j ACCEPT\nCOMMIT\n", 2, "v4:2: the chain NOWHERE is not declared"),

@@ -19,6 +19,7 @@ from typing import Literal
 
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
+from lsmpy.routing import REFUSED
 
 ip_address = lru_cache(maxsize=None)(_ip_address)
 ip_network = lru_cache(maxsize=None)(_ip_network)
@@ -251,6 +252,8 @@ def route(side: Side, packet: Packet, main: Main) -> str:
         tables.setdefault(each.table, []).append((each.target, each.metric, device))
     for rule in sorted(rules, key=lambda each: each.priority):
         if _selects(rule.selector, packet):
+            if rule.table == REFUSED:
+                return UNREACHABLE
             length, device = _lookup(tables.get(rule.table, []), packet)
             if device and not (rule.suppress_default and length == 0):
                 return device

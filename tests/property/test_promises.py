@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -139,6 +141,38 @@ def test_traffic_between_lans_and_to_the_router_takes_no_mark_and_no_slot(scene:
             assert rules.mangle("PREROUTING", packet)
             assert packet.mark == connection.mark == 0
         assert rules.counts() == before
+
+
+@given(scenes(), dice, st.sampled_from(["flush", "unreachable"]), st.data())
+def test_with_none_up_new_connections_go_by_main_or_are_refused_if_so_wished(
+    scene: Scene, chance: random.Random, way: str, data: st.DataObject
+) -> None:
+    options = msgspec.structs.replace(scene.router.options, when_all_down=way)
+    scene = dataclasses.replace(scene, router=msgspec.structs.replace(scene.router, options=options))
+    for family, side, lan in ways(scene):
+        default = data.draw(st.sampled_from(["", "tun0", *(isp.interface for isp in scene.isps(family))]))
+        rules, main = Netfilter(side, scene.own(family), chance), scene.main(family, default)
+        some_up = any(scene.states[i.name].up and scene.present(i, family) for i in scene.isps(family))
+        first, again = (outbound(lan, family, Connection()) for _ in range(2))
+        left = forward(rules, side, first, main)
+        if some_up:
+            assert chosen(scene, family, rules, side, again).name in scene.allowed(family)
+            continue
+        assert not first.sets
+        assert first.out == (UNREACHABLE if way == "unreachable" else default)
+        assert left == bool(first.out == default != "")
+        by = next((isp for isp in scene.isps(family) if left and isp.interface == default), None)
+        if by and by.nat.kind(family) == "snat":  # what main sends by an ISP has that ISP's address
+            assert first.source == str(by.addresses(family)[0].ip)
+        # Connections that are under way are not refused.
+        isp = data.draw(st.sampled_from(scene.isps(family)))
+        again.state, again.connection = "ESTABLISHED", Connection(scene.router.mark_value(isp), True)
+        assert rules.mangle("PREROUTING", again)
+        there = scene.has(isp.interface, str(isp.addresses(family)[0].ip))
+        assert route(side, again, main) == (isp.interface if there else UNREACHABLE)
+        # What main knows better is not, either.
+        better = outbound(lan, family, Connection())
+        assert forward(rules, side, better, main | {f"{SOMEWHERE[family]}": "tun1"})
 
 
 # -- R2 ------------------------------------------------------------------------------------------------------

@@ -242,6 +242,10 @@ def test_an_address_with_a_zone_is_refused(key: str, text: str) -> None:
 # -- what is wrong -------------------------------------------------------------------------------------------
 
 WRONG = {
+    "after": (
+        ISP + "[rules]\nafter = ['tunnels']\n",
+        '8: rules.after: "tunnels" is no absolute path; give a program\'s whole path',
+    ),
     "unknown key": (ISP + "wieght = 2\n", "7: isp.wieght: there is no such key; did you mean weight?"),
     "unknown top key": ("stat_dir = '/x'\n" + ISP, "1: stat_dir: there is no such key; did you mean state_dir?"),
     "unknown router key": (ISP + "[router]\nbalanze = 1\n", "8: router.balanze: there is no such key; did you mean"),
@@ -479,16 +483,12 @@ ONLY_PROBED = {
 LATER = {
     "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
     "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
-    "flush": ("[router]\nwhen_all_down = 'flush'\n" + ISP, '2: router.when_all_down: "flush" needs a later'),
-    "unreachable": ("[router]\nwhen_all_down = 'unreachable'\n" + ISP, "2: router.when_all_down: "),
     "conntrack": ("[router]\nflush_conntrack = true\n" + ISP, "2: router.flush_conntrack: true needs a later version"),
-    "mss": (ISP + "clamp_mss = true\n", "7: isp.clamp_mss: true needs a later version of lsmpy"),
     "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),
     "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),
     "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
     "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
-    "after": (ISP + "[rules]\nafter = ['/bin/x']\n", "8: rules.after: "),
     "auto address of a lan": (ISP + LAN.replace("192.168.1.254/24", "auto"), '10: lan.address: "auto" needs a later'),
     **ONLY_PROBED,
 }

@@ -119,3 +119,10 @@ def test_a_part_holds_the_chains_that_differ() -> None:
     assert netfilter.part(live, table("raw", [jump, new, mine, same])).chains == (new, mine)
     assert not netfilter.part(live, table("raw", [jump, mine])).chains, "SAME would stay"
     assert not netfilter.part(live, table("raw", [mine, same])).chains, "what a built-in chain holds would stay"
+
+
+def test_a_rule_is_found_in_its_file_by_its_table() -> None:
+    text = "# users\n*nat\n-A OUTPUT -j ACCEPT\nCOMMIT\n*mangle\n[1:2] -A OUTPUT -j ACCEPT\nCOMMIT\n"
+    assert netfilter.find(text, "nat", "-A OUTPUT -j ACCEPT") == 3
+    assert netfilter.find(text, "mangle", "-A OUTPUT -j ACCEPT") == 6
+    assert netfilter.find(text, "filter", "-A OUTPUT -j ACCEPT") == 0

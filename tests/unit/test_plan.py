@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from lsmpy import netfilter, plan, state
@@ -144,6 +145,34 @@ def test_with_none_up_those_that_are_there_are_used(three: Router) -> None:
     assert chosen(plan_of(three, links, I1="down", I2="down", I3="down")) == ["I1", "I3"]
 
 
+@pytest.mark.parametrize("way", ["flush", "unreachable"])
+def test_with_none_up_nobody_is_chosen_if_so_wished(way: str) -> None:
+    router = router_of(f"[router]\nwhen_all_down = '{way}'\n" + isps_of(2) + LANS)
+    refusal = "pref 20004 iif lan0 unreachable protocol 76"
+    links = links_of(router)
+    links["wan1"] = Link(True, True, frozenset({"10.0.1.1"}))
+    for made, four, six in (
+        (plan_of(router, links, I2="down"), ["I1"], []),  # of IPv6 there is none
+        (plan_of(router, I1="down", I2="down"), [], []),
+        (plan_of(router, {}), [], []),
+        (plan_of(router), ["I1", "I2"], ["I1", "I2"]),
+    ):
+        assert (chosen(made), chosen(made, 6)) == (four, six)
+        for family, some in ((4, four), (6, six)):
+            words = [rule.words() for rule in side(made, family).rules]  # type: ignore[arg-type]
+            assert (words[-1] == refusal) == (way == "unreachable" and not some)
+            assert sum(" unreachable " in each for each in words) == (words[-1] == refusal)
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [("flush", "new connections go by the main table"), ("unreachable", "new connections are refused")],
+)
+def test_the_summary_says_what_becomes_of_new_connections(way: str, words: str) -> None:
+    made = plan_of(router_of(f"[router]\nwhen_all_down = '{way}'\n" + isps_of(1) + LANS), I1="down")
+    assert made.summary == f"down I1 (its state file says 'down'); none is up, so {words}"
+
+
 def test_with_none_even_there_the_rules_stand_for_their_return(three: Router) -> None:
     assert chosen(plan_of(three, {})) == ["I1", "I2", "I3"]
 
@@ -175,6 +204,19 @@ def test_the_users_rules_come_first_and_keep_their_policies(three: Router) -> No
     assert four.table("filter").policies()["INPUT"] == "DROP"
     assert [each.name for each in four.tables] == ["filter", "nat", "mangle", "raw"]
     assert side(plan.build(three, states, None, extra), 6).table("raw").rules == ()  # type: ignore[arg-type]
+
+
+def test_segments_are_clamped_both_ways_where_it_is_asked_for() -> None:
+    router = router_of(isps_of(2) + "clamp_mss = true\n" + LANS)
+    syn = "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS"
+    links = links_of(router) | {"wan2": msgspec.structs.replace(links_of(router)["wan2"], mtu=1492)}
+    for family, mss in ((4, 1452), (6, 1432)):
+        (chain,) = (c for c in side(plan_of(router, links), family).table("mangle").chains if c.name == "LSMPY-FORWARD")  # type: ignore[arg-type]
+        assert chain.rules == (
+            f"-A LSMPY-FORWARD -o wan2 {syn} --clamp-mss-to-pmtu",
+            f"-A LSMPY-FORWARD -i wan2 {syn} --set-mss {mss}",
+        )
+    assert "-A LSMPY-FORWARD" not in netfilter.render(side(plan_of(router_of(isps_of(2) + LANS))).tables)
 
 
 def test_a_second_address_keeps_its_source_and_gets_a_rule() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lsmpy import routing
-from lsmpy.routing import Link, Route, Rule
+from lsmpy.routing import REFUSED, Link, Route, Rule
 
 
 def test_a_default_in_words() -> None:
@@ -99,6 +99,17 @@ def test_an_address_that_another_host_has_is_not_ours() -> None:
     assert not routing.read_link(
         {"flags": ["UP"], "addr_info": [{"local": "2001:db8::1", "dadfailed": True}]}
     ).addresses
+
+
+def test_an_interface_has_an_mtu() -> None:
+    assert routing.read_link({"flags": ["UP"], "mtu": 1492}).mtu == 1492
+
+
+def test_a_rule_that_refuses_is_read_as_it_was_made() -> None:
+    item = {"priority": 20003, "src": "all", "iif": "eth0", "action": "7", "protocol": "76"}  # as ip -N prints it
+    rule = Rule(20003, "iif eth0", REFUSED)
+    assert routing.read_rule(item) == rule
+    assert rule.words() == "pref 20003 iif eth0 unreachable protocol 76"
 
 
 def test_a_route_is_replaced_by_table_target_and_metric() -> None:

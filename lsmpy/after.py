@@ -1,0 +1,143 @@
+"""Runs the programs of `[rules] after` once a rebuild has been made, and never lets the router wait for them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from lsmpy import command
+from lsmpy.command import CommandError, Running
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 10.0
+_MOST_LINES, _LONGEST_LINE = 200, 500  # of what one program says; more is not worth the log's room
+
+
+class News(Struct, frozen=True):
+    """What programs are told of a rebuild: names of ISPs, in the order of the configuration.
+
+    Attributes:
+        up: those that are up.
+        down: the others.
+        changed: those that now get new connections and did not before, or the other way round.
+        config: the configuration's path.
+    """
+
+    up: tuple[str, ...]
+    down: tuple[str, ...]
+    changed: tuple[str, ...]
+    config: Path
+
+    def environment(self) -> dict[str, str]:
+        """The same in environment variables."""
+        names = {"LSMPY_UP": self.up, "LSMPY_DOWN": self.down, "LSMPY_CHANGED": self.changed}
+        return {key: " ".join(value) for key, value in names.items()} | {"LSMPY_CONFIG": str(self.config)}
+
+    def following(self, older: News | None) -> News:
+        """The same, with what has changed in a rebuild of which nobody was told."""
+        changed = {*self.changed, *(older.changed if older else ())}
+        return News(self.up, self.down, tuple(name for name in (*self.up, *self.down) if name in changed), self.config)
+
+
+class Programs:
+    """Runs programs in a thread of its own, one after another, so that neither they nor rebuilds overtake each other.
+
+    What is told while they run is told to them afterwards, the newest state once and not every state.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._change = threading.Condition()
+        self._next: tuple[Sequence[str], News] | None = None
+        self._thread: threading.Thread | None = None
+        self._running: Running | None = None
+        self._closed = False
+
+    def tell(self, programs: Sequence[str], news: News) -> None:
+        """Have the programs run soon; returns at once."""
+        with self._change:
+            self._next = programs, news.following(self._next[1] if self._next else None)
+            if self._thread is None and programs:
+                self._thread = threading.Thread(target=self._work)
+                self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether none runs."""
+        return self._thread is None
+
+    def wait(self) -> None:
+        """Return when all have ended."""
+        with self._change:
+            self._change.wait_for(lambda: self._thread is None)
+
+    def close(self) -> None:
+        """End the one that runs, and begin no more."""
+        with self._change:
+            self._closed = True
+            if self._running:
+                self._running.kill()
+        self.wait()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                told, self._next = self._next, None
+                if told is None or self._closed:
+                    self._thread = None
+                    self._change.notify_all()
+                    return
+            programs, news = told
+            for program in programs:
+                self._run(program, news.environment())
+
+    def _run(self, program: str, environment: Mapping[str, str]) -> None:
+        said = _Said(Path(program).name)
+        try:
+            with self._change:
+                if self._closed:
+                    return
+                running = command.start_foreign(program, environment, said.hear, self._timeout_s)
+                self._running = running
+            running.wait()
+        except CommandError as error:
+            how = f"; it has {self._timeout_s:g} s" if error.status == -9 else ""
+            log.warning("[rules] after: %s%s. The router is not concerned", error, how)
+        finally:
+            with self._change:
+                self._running = None
+            said.end()
+
+
+class _Said:
+    """Logs what a program says, line by line with its name, and no more than is worth it."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._rest, self._left = name, "", _MOST_LINES
+
+    def hear(self, text: str) -> bool:
+        """A piece of it; returns whether it is enough."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._log(line)
+        if len(self._rest) > _LONGEST_LINE:  # or an endless line would fill the memory
+            self._log(self._rest)
+            self._rest = ""
+        return self._left <= 0
+
+    def end(self) -> None:
+        """There is no more."""
+        if self._rest:
+            self._log(self._rest)
+
+    def _log(self, line: str) -> None:
+        self._left -= 1
+        if self._left > 0:
+            log.info("%s: %s", self._name, line[:_LONGEST_LINE])
+        elif self._left == 0:
+            log.info("%s says more than is logged", self._name)
