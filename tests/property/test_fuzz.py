@@ -65,13 +65,18 @@ PACKETS: dict[int, list[Packet]] = {
     ],
     ETH_IPV6: [
         IPv6(src=TARGET6, dst=SOURCE6) / ICMPv6EchoReply(id=IDENT, seq=70_009 & 0xFFFF, data=SENT),
-        IPv6(src=TARGET6, hlim=255) / ICMPv6ND_NA(tgt=TARGET6) / ICMPv6NDOptDstLLAddr(lladdr="02:00:00:00:00:02"),
+        IPv6(src=TARGET6, dst=SOURCE6, hlim=255)
+        / ICMPv6ND_NA(tgt=TARGET6)
+        / ICMPv6NDOptDstLLAddr(lladdr="02:00:00:00:00:02"),
         ERROR6 / ICMPv6DestUnreach() / Raw(bytes(REQUEST6)),
         ERROR6 / ICMPv6TimeExceeded() / Raw(bytes(REQUEST6)),
         ERROR6 / ICMPv6DestUnreach(ext=b"\x20\x00\x00\x00", length=16) / Raw(bytes(REQUEST6)),
         ERROR6 / IPv6ExtHdrHopByHop() / ICMPv6DestUnreach() / Raw(bytes(REQUEST6)),
     ],
-    ETH_ARP: [ARP(op=2, psrc="192.0.2.2", hwsrc="02:00:00:00:00:02"), ARP(op=1, psrc=SOURCE4, pdst="192.0.2.2")],
+    ETH_ARP: [
+        ARP(op=2, psrc="192.0.2.2", hwsrc="02:00:00:00:00:02"),
+        ARP(op=1, psrc=SOURCE4, pdst="192.0.2.2", hwsrc="02:00:00:00:00:01"),
+    ],
 }
 SAMPLES = {protocol: [bytes(packet) for packet in packets] for protocol, packets in PACKETS.items()}
 
