@@ -11,8 +11,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from lsmpy import ConfigError, LsmpyError, changes, guard, kernel, marking, memory, netfilter, plan, state
+from lsmpy import ConfigError, LsmpyError, changes, guard, kernel, marking, memory, netfilter, plan, resolve, state
 from lsmpy.changes import Changes
+from lsmpy.command import CommandError
 from lsmpy.kernel import Backend, KernelError, Refusal, RefusedError
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
@@ -85,7 +86,9 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
             warnings += guard.removed(scene.live, wanted, own, steps)
         done, changed = _carry_out(scene, wanted, steps, warnings)
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
-        return Outcome(done, changed, (*warnings, *_not_forwarding(router)), _switched(scene, done))
+        if changed:
+            warnings += _free(scene, done)
+        return Outcome(done, changed, (*warnings, *_not_forwarding(scene.router)), _switched(scene, done))
 
 
 def difference(router: Router, directory: Path) -> str:
@@ -118,7 +121,7 @@ def clear(router: Router) -> bool:
     kernel.require_privilege()
     with _lock():
         scene = _look(router, None)
-        before, sysctls = memory.load_before(router.families) or ({}, {})
+        before, sysctls = memory.load_before(scene.router.families) or ({}, {})
         steps = []
         for family, live in scene.live.items():
             present = [live.table(name) for name in _table_names(scene.extra.get(family, {}))]
@@ -151,7 +154,8 @@ def _lock() -> Iterator[None]:
         os.close(descriptor)
 
 
-def _look(router: Router, directory: Path | None) -> _Scene:
+def _look(configured: Router, directory: Path | None) -> _Scene:
+    router = resolve.on_machine(configured, kernel.families())
     extra = {family: rule_files(router, family) for family in router.families}
     backend = kernel.find_backend(router.options.iptables)
     kernel.refuse_other_backend(backend, router.families)
@@ -160,7 +164,7 @@ def _look(router: Router, directory: Path | None) -> _Scene:
     links, live = kernel.read(backend, router.families, sorted(names), owned)
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
-    return _Scene(router, backend, extra, states, links, live)
+    return _Scene(resolve.resolve(router, links), backend, extra, states, links, live)
 
 
 def rule_files(router: Router, family: Family) -> dict[str, Table]:
@@ -219,7 +223,7 @@ def _not_forwarding(router: Router) -> list[str]:
     return [
         f"{_FORWARDING[family].replace('/', '.')} is 0: nothing of IPv{family} is forwarded; set it to 1 with sysctl"
         for family in router.families
-        if kernel.read_sysctl(_FORWARDING[family]) == "0"
+        if any(isp.addresses(family) for isp in router.isps) and kernel.read_sysctl(_FORWARDING[family]) == "0"
     ]
 
 
@@ -270,6 +274,23 @@ def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list
     except LsmpyError as error:
         raise KernelError(f"{_places(scene.router, error)}{error}. {_undo(scene, wanted, old_settings)}") from error
     return wanted, True
+
+
+def _free(scene: _Scene, done: Plan) -> list[str]:
+    """Free the connections of addresses that are ours no more, now that nothing is given them any longer.
+
+    They would be dropped on their way out for as long as anybody tries; freed, they begin anew. (Masquerading does
+    that by itself.) What it fails at is only told.
+    """
+    warnings = []
+    for side in done.sides:
+        gone = marking.given(scene.live[side.family].table("nat")) - marking.given(side.table("nat"))
+        for address in sorted(gone.difference(*(link.addresses for link in scene.links.values()))):
+            try:
+                kernel.forget(side.family, address)
+            except CommandError as error:
+                warnings.append(f"connections of {address}, which is gone, are not freed: {error}")
+    return warnings
 
 
 def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) -> dict[str, str]:

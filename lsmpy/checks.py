@@ -38,10 +38,6 @@ def check_router_part(mistakes: Mistakes, isps: list[Isp]) -> None:
     """Add to the `mistakes` what the prober can do and a rebuild cannot yet."""
     interfaces: dict[str, str] = {}
     for index, isp in enumerate(isps):
-        for key, texts in (("address", isp.address), ("gateway", isp.gateway)):
-            for text in sorted({AUTO, NONE}.intersection(texts)):
-                later = f'"{text}" needs a later version of lsmpy-reconfig; give the address'
-                mistakes.wrong("isp", index, key, later)
         other = interfaces.setdefault(isp.interface, isp.name)
         if other != isp.name:
             later = f"is {other}'s already, which needs a later version of lsmpy-reconfig; give each ISP its own"
@@ -82,9 +78,7 @@ def _check_addresses(mistakes: Mistakes, table: str, index: int, item: Addressed
         mistakes.wrong(table, index, "address", 'is empty; give an address with its prefix, such as "192.0.2.1/24"')
     for text in item.address:
         if text == AUTO:
-            if table == "lan":
-                mistakes.wrong(table, index, "address", '"auto" needs a later version of lsmpy; give the address')
-            elif len(item.address) > 1:
+            if len(item.address) > 1:
                 mistakes.wrong(table, index, "address", '"auto" stands beside others; give it alone, or addresses')
             continue
         if not _is_interface(text):

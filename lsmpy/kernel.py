@@ -14,7 +14,7 @@ from msgspec import Struct
 from lsmpy import LsmpyError, command, netfilter, routing
 from lsmpy.changes import Changes
 from lsmpy.command import CommandError, Running
-from lsmpy.model import Family
+from lsmpy.model import FAMILIES, Family
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from lsmpy.routing import Link, Route, Rule
@@ -142,9 +142,18 @@ def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
             )
 
 
+def families() -> tuple[Family, ...]:
+    """The families that this machine has: IPv6 may be switched off for the whole kernel (ipv6.disable=1)."""
+    return FAMILIES if os.path.exists("/proc/net/if_inet6") else (4,)
+
+
 def read_links() -> dict[str, Link]:
     """The interfaces of this network namespace; needs no root."""
-    return _links(command.run(*_ASK_LINKS.split()))
+    links = _links(command.run(*_ASK_LINKS.split()))
+    for family in families():
+        said = command.run(*f"ip -{family} -N -json route show table main".split())
+        links = _with_hops(links, _ROUTES.decode(said or "[]"), family)
+    return links
 
 
 def read(
@@ -163,18 +172,22 @@ def read(
         for family in families
     }
     links: dict[str, Link] = {}
+    every: dict[Family, list[Route]] = {}
     sides: dict[Family, Side] = {}
     for family, process in asking.items():
         saved, said, *said_links = process.wait().split(f"{_MARK}\n")
         known = netfilter.parse(saved, backend.save(family))
         routes, rules = _arrays(said, 2)
         links |= _links(said_links[0]) if said_links else {}
+        every[family] = _ROUTES.decode(routes)
         sides[family] = Side(
             family=family,
             tables=tuple(known[name] for name in tables if name in known),
-            routes=tuple(map(_spelled_out, _ours(_ROUTES.decode(routes), owned))),
+            routes=tuple(map(_spelled_out, _ours(every[family], owned))),
             rules=tuple(_ours(map(routing.read_rule, _RULES.decode(rules)), owned)),
         )
+    for family, known_routes in every.items():
+        links = _with_hops(links, known_routes, family)
     return links, sides
 
 
@@ -272,6 +285,19 @@ def write_sysctl(key: str, value: str) -> None:
         raise KernelError(f"cannot set {key.replace('/', '.')} to {value}: {error.strerror}") from error
 
 
+def forget(family: Family, address: str) -> None:
+    """Have the kernel forget every connection whose answers come to an address that is ours no more.
+
+    Raises:
+        CommandError: conntrack is not installed or fails.
+    """
+    try:
+        command.run("conntrack", "-D", "-f", f"ipv{family}", "--reply-dst", address)
+    except CommandError as error:
+        if "0 flow entries" not in error.stderr:
+            raise
+
+
 # -- details -------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +359,14 @@ def _spelled_out(route: Route) -> Route:
 
 def _links(said: str) -> dict[str, Link]:
     return {item["ifname"]: routing.read_link(item) for item in _INTERFACES.decode(said) if "ifname" in item}
+
+
+def _with_hops(links: Mapping[str, Link], routes: Iterable[Route], family: Family) -> dict[str, Link]:
+    hops = routing.best_hops(routes, family)
+    return {
+        name: msgspec.structs.replace(link, hops=(*link.hops, hops[name])) if name in hops else link
+        for name, link in links.items()
+    }
 
 
 def _failures(process: Running) -> list[tuple[int, str]]:

@@ -8,8 +8,10 @@ from functools import lru_cache
 from msgspec import Struct
 
 from lsmpy import choice, netfilter
-from lsmpy.model import Family, Isp, Lan, Router
+from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
+
+_LINK_LOCAL = "fe80::/10"
 
 
 class OwnChains(Struct, frozen=True):
@@ -41,7 +43,7 @@ def mangle(
     mask = router.options.mark_mask
     masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
     unset = netfilter.bits(0, mask)
-    lans = [lan for lan in router.lans if lan.addresses(family)]
+    lans = [lan for lan in router.lans if family in lan.families]
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
     # Broadcasts exist in IPv4 only, and the match refuses to look for them elsewhere.
     ours = "LOCAL,BROADCAST,MULTICAST" if family == 4 else "LOCAL,MULTICAST"
@@ -88,6 +90,13 @@ def _clamping(family: Family, isps: list[Isp], mtus: Mapping[str, int]) -> list[
     return [Chain("FORWARD", None, (f"-A FORWARD -j {chain}",)), Chain(chain, None, tuple(rules))]
 
 
+def given(nat: Table) -> frozenset[str]:
+    """The addresses that such a table gives to what leaves, ours or the kernel's."""
+    chain = f"-A {PREFIX}POSTROUTING "
+    rules = (rule for rule in nat.rules if rule.startswith(chain) and " --to-source " in rule)
+    return frozenset(rule.rpartition(" ")[2] for rule in rules)
+
+
 def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
     """What goes from LAN to LAN is left alone (the article, "do not touch inter-LAN traffic")."""
     networks = [(lan, each.network) for lan in lans for each in lan.addresses(family)]
@@ -119,14 +128,25 @@ def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain
 
 
 def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
-    """Drop what NAT can no longer give this ISP's address: INVALID packets, connections older than our NAT (R2)."""
+    """Drop what NAT can no longer give this ISP's address: INVALID packets, connections older than our NAT (R2).
+
+    Without any address that is everything, but for what asks for one (DHCP, DHCPv6).
+    """
     kind = isp.nat.kind(family)
     if kind == "none":
         return []
-    translated = f"! --ctrepldst {isp.addresses(family)[0].ip}" if kind == "snat" else "! --ctstate SNAT"
+    asking = [f"-A {chain} -s {_LINK_LOCAL} -j RETURN"] if family == 6 else []
+    if not isp.addresses(family):
+        return [*(asking or [f"-A {chain} -s 0.0.0.0/32 -j RETURN"]), f"-A {chain} -j DROP"]
+    first, *others = isp.addresses(family)
+    translated = f"! --ctrepldst {first.ip}" if kind == "snat" else "! --ctstate SNAT"
+    # An address that was first before, and is deprecated now, still serves whom it was given to.
+    former = others if AUTO in isp.address and kind == "snat" else []
     return [
+        *asking,
         *(f"-A {chain} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in isp.addresses(family)),
         f"-A {chain} -m conntrack --ctstate INVALID -j DROP",
+        *(f"-A {chain} -m conntrack --ctrepldst {each.ip} --ctdir ORIGINAL -j RETURN" for each in former),
         f"-A {chain} -m conntrack {translated} --ctstatus CONFIRMED --ctdir ORIGINAL -j DROP",
     ]
 
@@ -137,6 +157,8 @@ def nat(isps: list[Isp], family: Family) -> Table:
     rules = [rule for isp in isps for rule in _translations(isp, family, chain)]
     if not rules:
         return netfilter.table("nat")
+    if family == 6:
+        rules.insert(0, f"-A {chain} -s {_LINK_LOCAL} -j RETURN")  # DHCPv6 asks from such an address
     jump = Chain("POSTROUTING", None, (f"-A POSTROUTING -j {chain}",))
     return netfilter.table("nat", [jump, Chain(chain, None, tuple(rules))])
 
@@ -144,7 +166,7 @@ def nat(isps: list[Isp], family: Family) -> Table:
 @lru_cache(maxsize=1024)
 def _translations(isp: Isp, family: Family, chain: str) -> tuple[str, ...]:
     kind = isp.nat.kind(family)
-    if kind == "none":
+    if kind == "none" or not isp.addresses(family):
         return ()
     first, *others = isp.addresses(family)
     target = f"SNAT --to-source {first.ip}" if kind == "snat" else "MASQUERADE"

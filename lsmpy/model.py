@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -91,6 +92,11 @@ class Addressed(Struct, frozen=True, kw_only=True):
         """Its addresses of one family with their networks, in the order of the file."""
         return _interfaces(self.address, family)
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that it has addresses of, or may have."""
+        return tuple(family for family in FAMILIES if AUTO in self.address or self.addresses(family))
+
 
 class Isp(Addressed, frozen=True, kw_only=True):
     """One provider: interface, addresses (the first of a family is the SNAT address), gateway and share."""
@@ -108,7 +114,7 @@ class Isp(Addressed, frozen=True, kw_only=True):
     nat: Nat = Nat()
 
     def next_hop(self, family: Family) -> Address | None:
-        """The gateway of one family, or None when this ISP does not carry it."""
+        """The gateway of one family; 0.0.0.0 or :: where packets go straight into the interface, None without any."""
         return _next_hop(self.gateway, family)
 
     @property
@@ -117,18 +123,13 @@ class Isp(Addressed, frozen=True, kw_only=True):
         return tuple(map(parse_check, self.check))
 
     @property
-    def families(self) -> tuple[Family, ...]:
-        """The families that it has addresses of, or may have."""
-        return tuple(family for family in FAMILIES if AUTO in self.address or self.addresses(family))
-
-    @property
     def follows(self) -> bool:
         """Whether an address or a gateway is what the kernel has at the moment."""
         return AUTO in (*self.address, *self.gateway)
 
     def carries(self, family: Family) -> bool:
-        """Whether this ISP has an address and a gateway of the family."""
-        return self.next_hop(family) is not None
+        """Whether this ISP has an address and a gateway of the family, or may have."""
+        return family in self.families and (AUTO in self.gateway or self.next_hop(family) is not None)
 
 
 class Lan(Addressed, frozen=True, kw_only=True):
@@ -168,15 +169,24 @@ class Router(Struct, frozen=True, kw_only=True):
     options: Options = Options()
     rules: Rules = Rules()
     warnings: tuple[str, ...] = ()
+    without: tuple[Family, ...] = ()  # that the machine does not have
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The families that some ISP carries or some rules file is about; the others are never touched."""
-        return tuple(f for f in FAMILIES if self.rules.files(f) or any(isp.carries(f) for isp in self.isps))
+        """The families that some ISP carries or some rules file is about; the others are never touched.
+
+        With "auto" both: rules of others in a family are found when lsmpy is set up, and not when the family comes.
+        """
+        known = (f for f in FAMILIES if f not in self.without)
+        return tuple(f for f in known if self.rules.files(f) or any(isp.carries(f) for isp in self.isps))
 
     def mark_value(self, isp: Isp) -> int:
         """The bits of `isp`'s mark where `mark_mask` puts them."""
         return isp.mark * lowest_bit(self.options.mark_mask)
+
+
+# The next hop where packets go straight into the interface.
+NOWHERE: Mapping[Family, Address] = {4: ipaddress.IPv4Address(0), 6: ipaddress.IPv6Address(0)}
 
 
 # A rebuild asks for these again and again, and to parse them takes longer than the rest of its thinking.
@@ -188,7 +198,9 @@ def _interfaces(texts: tuple[str, ...], family: Family) -> tuple[Interface, ...]
 
 @lru_cache(maxsize=1024)
 def _next_hop(texts: tuple[str, ...], family: Family) -> Address | None:
-    known = (each for each in texts if each not in (AUTO, NONE))
+    if NONE in texts:
+        return NOWHERE[family]
+    known = (each for each in texts if each != AUTO)
     return next((each for each in map(ipaddress.ip_address, known) if each.version == family), None)
 
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lsmpy.routing import PROTOCOL
+from lsmpy.routing import MAIN, PROTOCOL
 
 # Groups to listen to: RTMGRP_LINK; IPV4_IFADDR and IPV6_IFADDR; IPV4_ROUTE and IPV6_ROUTE; IPV4_RULE, and group 20,
 # which is IPV6_RULE.
@@ -17,7 +17,7 @@ _LINKS_AND_ADDRESSES = frozenset({16, 17, 20, 21})
 _NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE = 24, 25, 32, 33
 HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, port
 _INDEX_AT = HEADER.size + 4  # in struct ifinfomsg and struct ifaddrmsg
-_PROTOCOL_AT = HEADER.size + 5  # in struct rtmsg
+_LENGTH_AT, _PROTOCOL_AT = HEADER.size + 1, HEADER.size + 5  # in struct rtmsg
 _ATTRIBUTES_AT = HEADER.size + 12  # after struct rtmsg or struct fib_rule_hdr
 _TABLE, _RULE_PROTOCOL = 15, 21  # RTA_TABLE and FRA_TABLE; FRA_PROTOCOL
 _BUFFER_BYTES = 1 << 20
@@ -26,10 +26,14 @@ _NOTICE_CLOSING_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Interest:
-    """What changes are to be told of: of these interfaces, and of these routing tables or rules to them."""
+    """What changes are to be told of: of these interfaces, and of these routing tables or rules to them.
+
+    With `defaults` also of default routes in main that are not ours.
+    """
 
     interfaces: frozenset[str]
     tables: frozenset[int]
+    defaults: bool = False
 
 
 def open_socket(groups: int = LINKS | ADDRESSES | ROUTES | RULES) -> socket.socket:
@@ -81,7 +85,8 @@ def _matters(kind: int, message: bytes, interest: Interest) -> bool:
     if _is_ours(kind, message):
         return kind in (_DEL_ROUTE, _DEL_RULE)
     attributes = message[_ATTRIBUTES_AT:]
-    return any(struct.pack("=HHI", 8, _TABLE, table) in attributes for table in interest.tables)
+    tables = {*interest.tables, *([MAIN] if interest.defaults and _is_default(kind, message) else [])}
+    return any(struct.pack("=HHI", 8, _TABLE, table) in attributes for table in tables)
 
 
 def _interface(message: bytes) -> str | None:
@@ -90,6 +95,10 @@ def _interface(message: bytes) -> str | None:
         return socket.if_indextoname(struct.unpack_from("=I", message, _INDEX_AT)[0])
     except (OSError, struct.error):
         return None
+
+
+def _is_default(kind: int, message: bytes) -> bool:
+    return kind in (_NEW_ROUTE, _DEL_ROUTE) and message[_LENGTH_AT : _LENGTH_AT + 1] == b"\0"
 
 
 def _is_ours(kind: int, message: bytes) -> bool:

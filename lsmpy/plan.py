@@ -110,8 +110,14 @@ def missing(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> str:
         return f"interface {isp.interface} is not up"
     if not link.carrier:
         return f"interface {isp.interface} has no carrier"
-    address = host(isp.addresses(family)[0])
-    return "" if address in link.addresses else f"interface {isp.interface} does not have {address}"
+    own = isp.addresses(family)
+    if not own:
+        return f"interface {isp.interface} has no IPv{family} address"
+    if host(own[0]) not in link.addresses:
+        return f"interface {isp.interface} does not have {host(own[0])}"
+    if isp.next_hop(family) is None:
+        return f"interface {isp.interface} has no IPv{family} default route in the main table"
+    return ""
 
 
 def _verdict(
@@ -126,7 +132,12 @@ def _verdict(
     if not status.up:
         why = "forced" if status.force else f"its state file says {(status.text or '')[:20]!r}"
         return Verdict(isp.name, False, why)
-    partly = [f"without IPv{family}: {lack}" for family, lack in zip(families, lacks, strict=True) if lack]
+    # An ISP whose addresses are followed may well have none of a family.
+    partly = [
+        f"without IPv{family}: {lack}"
+        for family, lack in zip(families, lacks, strict=True)
+        if lack and isp.addresses(family)
+    ]
     return Verdict(isp.name, True, ", ".join(partly), broken=bool(partly))
 
 
@@ -140,9 +151,11 @@ def _side(
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
     up = {verdict.isp for verdict in verdicts if verdict.up}
-    candidates = _candidates(isps, present, up, router.options.when_all_down)
+    # One that is followed and has no address of a family may never have one, so main is not kept waiting for it.
+    known = [isp for isp in isps if isp.addresses(family)]
+    candidates = _candidates(known, present, up, router.options.when_all_down)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
-    refusing = bool(isps) and not candidates and router.options.when_all_down == "unreachable"
+    refusing = bool(known) and not candidates and router.options.when_all_down == "unreachable"
     own = {
         "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
@@ -201,8 +214,10 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
         for target, (device, source) in (own | {net: way for net, way in lans.items() if net not in own}).items():
             yield routing.unicast(family, number, target, device, None, source)
         # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
-        if _has(isp.interface, isp.addresses(family)[0], links):
-            yield routing.unicast(family, number, "default", isp.interface, host(isp.next_hop(family)), None)
+        hop = isp.next_hop(family)
+        if hop is not None and any(_has(isp.interface, first, links) for first in isp.addresses(family)[:1]):
+            via = None if hop.is_unspecified else host(hop)
+            yield routing.unicast(family, number, "default", isp.interface, via, None)
         yield routing.unreachable(family, number)
 
 
@@ -245,7 +260,7 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
     if candidates and choice.by_rule(isps):
         for lan in router.lans:
-            if lan.addresses(family):
+            if family in lan.families:
                 yield Rule(BY_TIER, f"iif {lan.interface}", int(candidates[0].table))
 
 

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from lsmpy import LsmpyError, __version__, after, apply, config, kernel, plan, script, state
+from lsmpy import LsmpyError, __version__, after, apply, config, kernel, plan, resolve, script, state
 from lsmpy.apply import Outcome
-from lsmpy.model import Router
+from lsmpy.model import AUTO, Router
 from lsmpy.netlink import Interest
 
 log = logging.getLogger("lsmpy")
@@ -41,6 +41,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-v", "--verbose", action="store_true", help="log every command")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--replace", action="store_true", help="replace rules that are neither lsmpy's nor in [rules]")
+    parser.add_argument("--no-after", action="store_true", help="run no program of [rules] after")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--watch", action="store_true", help="rebuild now and after every change")
     what.add_argument("--dry-run", action="store_true", help="print the rebuild as a shell script; needs no root")
@@ -73,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.watch:
         return _watch(options, router)
     outcome = _rebuild(router, directory, options.replace)
-    if outcome.changed:
+    if outcome.changed and not options.no_after:
         programs = after.Programs()
         programs.tell(router.rules.after, _news(options, outcome))
         programs.wait()
@@ -82,12 +83,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_plan(router: Router, directory: Path) -> plan.Plan:
     state.require_directory(directory)
+    router = resolve.on_machine(router, kernel.families())
     extra = {family: apply.rule_files(router, family) for family in router.families}
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps}
     links = kernel.read_links()
-    # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted.
-    here = any(isp.interface in links for isp in router.isps)
-    return plan.build(router, states, links if here else None, extra)
+    # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted; but not
+    # what only the router itself can know.
+    here = any(isp.interface in links or isp.follows for isp in router.isps)
+    return plan.build(resolve.resolve(router, links), states, links if here else None, extra)
 
 
 def _infix(router: Router) -> str:
@@ -159,7 +162,7 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
                     raise
                 log.error("error: %s", error)
                 continue
-            if outcome.changed or told is None:
+            if (outcome.changed or told is None) and not options.no_after:
                 programs.tell(router.rules.after, _news(options, outcome))
             told = frozenset(outcome.warnings)
     return 0
@@ -169,7 +172,8 @@ def _interest(router: Router) -> tuple[list[str], Interest]:
     """The files, and the interfaces and tables, whose changes concern this router."""
     files = [path(Path(), isp.name).name for isp in router.isps for path in (state.state_path, state.force_path)]
     interfaces = frozenset(item.interface for item in (*router.isps, *router.lans))
-    return files, Interest(interfaces, frozenset(int(isp.table) for isp in router.isps))
+    tables = frozenset(int(isp.table) for isp in router.isps)
+    return files, Interest(interfaces, tables, defaults=any(AUTO in isp.gateway for isp in router.isps))
 
 
 def _reload(path: Path, old: Router) -> Router:

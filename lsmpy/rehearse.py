@@ -88,7 +88,7 @@ class Rehearsal:
         with self._lab, ExitStack() as stack:
             self._say("", f"a twin of the router, {len(self._router.isps)} ISPs, {len(self._router.lans)} LANs")
             self._lab.start_server()
-            self._start("lsmpy-reconfig", "lsmpy.reconfig", "--watch")
+            self._start("lsmpy-reconfig", "lsmpy.reconfig", "--watch", "--no-after")
             self._start("lsmpy-probe", "lsmpy.probe")
             self._wait(lambda: self._rebuilds, _SLACK_S, "the first rebuild")
             self._send(stack)

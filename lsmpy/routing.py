@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
+
+from lsmpy.model import NOWHERE, Family
 
 # Marks what is ours in routes and rules, as routing daemons do (rt_protos); free in iproute2's list.
 PROTOCOL = 76
@@ -78,12 +80,24 @@ class Rule(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """What the kernel says of one interface: administratively up, with a carrier, its addresses and its MTU."""
+    """What the kernel says of one interface.
+
+    Attributes:
+        up: whether an administrator has set it up.
+        carrier: whether its cable is in.
+        addresses: the usable ones.
+        mtu: its largest packet; 0 if that is not known.
+        own: the usable addresses with their prefix lengths that are good beyond the link: first those that last, and
+            of them first those that are good everywhere.
+        hops: the gateways of its best default routes in main, one a family; 0.0.0.0 or :: for one without.
+    """
 
     up: bool
     carrier: bool
     addresses: frozenset[str]
     mtu: int = 0
+    own: tuple[str, ...] = ()
+    hops: tuple[str, ...] = ()
 
 
 def fwmark(value: int, mask: int) -> str:
@@ -126,5 +140,23 @@ def read_link(item: Mapping[str, Any]) -> Link:
     """One interface as `ip -json address show` prints it."""
     flags = item.get("flags", [])
     usable = [a for a in item.get("addr_info", []) if "tentative" not in a and "dadfailed" not in a]
-    addresses = frozenset(a["local"] for a in usable if "local" in a)
-    return Link("UP" in flags, "NO-CARRIER" not in flags, addresses, item.get("mtu", 0))
+    usable = [a for a in usable if "local" in a]
+    addresses = frozenset(a["local"] for a in usable)
+    beyond = sorted((a for a in usable if a.get("scope") == "global"), key=_passing)
+    own = tuple(f"{a['local']}/{a['prefixlen']}" for a in beyond)
+    return Link("UP" in flags, "NO-CARRIER" not in flags, addresses, item.get("mtu", 0), own)
+
+
+def best_hops(routes: Iterable[Route], family: Family) -> dict[str, str]:
+    """The gateway of the best default route that main has by each interface, and that others have made."""
+    defaults = (r for r in routes if (r.table, r.target, r.kind) == (MAIN, "default", UNICAST))
+    hops: dict[str, str] = {}
+    for route in sorted(defaults, key=lambda each: each.metric):
+        if route.device and route.protocol != PROTOCOL:
+            hops.setdefault(route.device, route.gateway or str(NOWHERE[family]))
+    return hops
+
+
+def _passing(address: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Privacy addresses (RFC 8981) and deprecated ones come last, IPv6 that is local to the site (RFC 4193) before."""
+    return "temporary" in address or "deprecated" in address, address["local"].startswith(("fc", "fd"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from lsmpy import spare
-from lsmpy.model import FAMILIES, Address, Check, Family, Isp, Lan, Router
+from lsmpy.model import AUTO, FAMILIES, NONE, Address, Check, Family, Isp, Lan, Router
 from lsmpy.spare import Network, TwinError
 
 ROUTER = "router"
@@ -36,8 +36,14 @@ class Twin:
         """Find free addresses for what the configuration does not name.
 
         Raises:
-            TwinError: none are left.
+            TwinError: none are left, or the configuration itself leaves addresses to the kernel.
         """
+        for item in (*router.isps, *router.lans):
+            if left := {AUTO, NONE}.intersection((*item.address, *(item.gateway if isinstance(item, Isp) else ()))):
+                raise TwinError(
+                    f'{item.name} has "{min(left)}" for an address or gateway, and a twin of the router has to know '
+                    "them. Nothing was built. Rehearse a copy of the configuration that gives those of today"
+                )
         self.router = router
         families = [f for f in FAMILIES if any(isp.carries(f) for isp in router.isps)]
         taken = [each.network for item in (*router.isps, *router.lans) for f in FAMILIES for each in item.addresses(f)]

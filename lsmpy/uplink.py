@@ -56,6 +56,11 @@ def find(isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
 def _source(isp: Isp, family: Family, present: tuple[Address, ...]) -> Address | Fault:
     if AUTO in isp.address:
         usable = (each for each in present if each.version == family and not each.is_link_local)
-        return next(usable, None) or Fault(f"{isp.interface} has no IPv{family} address")
+        return min(usable, key=_site_local, default=None) or Fault(f"{isp.interface} has no IPv{family} address")
     configured = isp.addresses(family)[0].ip
     return configured if configured in present else Fault(f"{isp.interface} lacks the address {configured}")
+
+
+def _site_local(address: Address) -> bool:
+    """Whether nobody beyond the site could answer it (RFC 4193), though another may be there."""
+    return address.version == 6 and address.packed[0] & 0xFE == 0xFC

@@ -100,6 +100,24 @@ def test_foreign_sources_are_found(rehearsed: Rehearsed, tmp_path: Path) -> None
     assert sum(trial.foreign for trial in facts.trials if trial.isp == "I1") > 0
 
 
+def test_programs_of_the_machine_are_not_run(rehearsed: Rehearsed, tmp_path: Path) -> None:
+    """They would do in earnest what is only rehearsed."""
+    program = tmp_path / "hook"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/done\n")
+    program.chmod(0o755)
+    status, facts, _ = rehearsed(f'{FAST}[rules]\nafter = ["{program}"]\n{isps_of(1, "4")}{LAN}')
+    assert (status, facts.ok) == (0, True)
+    assert not (tmp_path / "done").exists()
+
+
+def test_addresses_that_only_the_router_knows_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lsmpy.toml"
+    for key, value in (("address", "auto"), ("gateway", "auto"), ("gateway", "none")):
+        file.write_text(re.sub(rf"(?m)^{key} = .*", f'{key} = "{value}"', isps_of(1, "4")) + LAN)
+        assert cli.main(["rehearse", "-c", str(file)]) == 1
+        assert f'I1 has "{value}" for an address or gateway' in capsys.readouterr().err
+
+
 def test_a_program_that_dies_ends_the_rehearsal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rules = tmp_path / "rules.v4"
     rules.write_text("*filter\n-A FORWARD -j NOSUCHTARGET\nCOMMIT\n")

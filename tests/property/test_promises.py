@@ -12,10 +12,11 @@ import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from lsmpy import plan, shares
-from lsmpy.model import Family, Isp, Lan, Router
+from lsmpy import plan, resolve, shares
+from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
+from lsmpy.routing import Link
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
 from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, scenes, sides, statuses
 
@@ -274,6 +275,47 @@ def test_every_isp_keeps_rules_table_and_nat_whether_up_or_down(scene: Scene) ->
             assert f"fwmark {mark:#x}" + ("" if mask == 0xFFFFFFFF else f"/{mask:#x}") in selectors
             translates = any(f"-o {isp.interface} -j" in rule for rule in side.table("nat").rules)
             assert translates == (isp.nat.kind(family) != "none")
+
+
+@given(scenes(), dice, st.data())
+def test_by_an_isp_without_an_address_nothing_leaves_that_could_be_foreign(
+    scene: Scene, chance: random.Random, data: st.DataObject
+) -> None:
+    """Whatever it is, and whatever was decided of it before; its rules and its table stay."""
+    isps = tuple(msgspec.structs.replace(isp, address=(AUTO,), gateway=(AUTO,)) for isp in scene.router.isps)
+    scene = dataclasses.replace(scene, router=msgspec.structs.replace(scene.router, isps=isps), links={})
+    for family, side in sides(scene.plan()).items():
+        rules = Netfilter(side, (), chance)
+        for isp in isps:
+            mark = data.draw(st.sampled_from([0, *map(scene.router.mark_value, isps)]))
+            connection = data.draw(st.sampled_from([None, Connection(mark), Connection(mark, True, SOMEWHERE[family])]))
+            source = client(scene.router.lans[0], 4) if family == 4 else "2001:db8:a0::77"
+            packet = Packet(source, SOMEWHERE[family], connection, out=isp.interface, mark=mark)
+            assert not rules.leave(packet) or isp.nat.kind(family) == "none"
+            asked = Packet({4: "192.0.2.1", 6: "2001:db8:9::9"}[family], SOMEWHERE[family], None)
+            asked.mark = scene.router.mark_value(isp)
+            assert route(side, asked, scene.main(family, "tun0")) == UNREACHABLE
+
+
+@given(scenes())
+def test_what_is_followed_is_treated_as_what_a_file_says(scene: Scene) -> None:
+    items = (*scene.router.isps, *scene.router.lans)
+    links = {
+        item.interface: Link(
+            *(True, True, frozenset(text.split("/")[0] for text in item.address), 1500, item.address),
+            hops=item.gateway if isinstance(item, Isp) else (),
+        )
+        for item in items
+    }
+    isps = tuple(
+        # One address of each family; what is followed may be of both, and have others that were first before.
+        msgspec.structs.replace(isp, address=(AUTO,), gateway=(AUTO,))
+        if len(isp.addresses(4)) == len(isp.addresses(6))
+        else isp
+        for isp in scene.router.isps
+    )
+    followed = resolve.resolve(msgspec.structs.replace(scene.router, isps=isps), links)
+    assert plan.build(followed, scene.states, links) == plan.build(scene.router, scene.states, links)
 
 
 # -- R5 and R6 -----------------------------------------------------------------------------------------------

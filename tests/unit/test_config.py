@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import ConfigError, config, model
-from lsmpy.model import Check
+from lsmpy.model import FAMILIES, Check
 from tests.conftest import isps_of, router_of
 
 ISP = """\
@@ -463,18 +463,6 @@ speed = 10
 
 # What the prober follows by itself and a rebuild cannot yet.
 ONLY_PROBED = {
-    "auto address": (
-        ISP.replace("1.1.1.1/24", "auto"),
-        '4: isp.address: "auto" needs a later version of lsmpy-reconfig; give the address',
-    ),
-    "auto gateway": (
-        ISP.replace("1.1.1.2", "auto"),
-        '5: isp.gateway: "auto" needs a later version of lsmpy-reconfig; give the address',
-    ),
-    "no gateway": (
-        ISP.replace("1.1.1.2", "none"),
-        '5: isp.gateway: "none" needs a later version of lsmpy-reconfig; give the address',
-    ),
     "same interface": (
         TWO.replace("eth3", "eth2"),
         '9: isp.interface: "eth2" is ISP1\'s already, which needs a later version of lsmpy-reconfig; give each ISP its',
@@ -489,7 +477,6 @@ LATER = {
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),
     "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
     "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
-    "auto address of a lan": (ISP + LAN.replace("192.168.1.254/24", "auto"), '10: lan.address: "auto" needs a later'),
     **ONLY_PROBED,
 }
 
@@ -507,7 +494,6 @@ def test_the_prober_takes_what_a_rebuild_cannot_yet(name: str) -> None:
     text, _ = ONLY_PROBED[name]
     isps = probed(text).isps
     assert [isp.name for isp in isps] == ["ISP1", "ISP2"][: len(isps)]
-    assert isps[0].follows == name.startswith("auto")
 
 
 @pytest.mark.parametrize("name", sorted(set(WRONG) | (set(LATER) - set(ONLY_PROBED))))
@@ -519,15 +505,33 @@ def test_the_prober_takes_nothing_else(name: str) -> None:
 
 
 def test_a_rebuild_is_told_all_at_once_what_it_cannot_do() -> None:
-    text = (
-        TWO.replace("eth3", "eth2")
-        .replace("1.1.1.1/24", "auto")
-        .replace('"1.1.1.2"', '"none"')
-        .replace("check =", "mark = 0\ncheck =", 1)
-    )
-    assert [line.split(": ")[1] for line in errors_of(text)] == [
-        *("isp.address", "isp.gateway", "isp.mark", "isp.interface")
-    ]
+    text = TWO.replace("eth3", "eth2").replace("check =", "mark = 0\ncheck =", 1)
+    assert [line.split(": ")[1] for line in errors_of(text)] == ["isp.mark", "isp.interface"]
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway", "families", "carries"),
+    [
+        ("auto", "auto", (4, 6), (4, 6)),
+        ("auto", "none", (4, 6), (4, 6)),
+        ("auto", "1.1.1.2", (4, 6), (4,)),
+        ("1.1.1.1/24", "auto", (4,), (4,)),
+        ("1.1.1.1/24", "none", (4,), (4,)),
+    ],
+)
+def test_what_the_kernel_shall_tell_may_be_of_both_families(
+    address: str, gateway: str, families: tuple[int, ...], carries: tuple[int, ...]
+) -> None:
+    isp = router_of(ISP.replace("1.1.1.1/24", address).replace("1.1.1.2", gateway)).isps[0]
+    assert (isp.families, tuple(f for f in FAMILIES if isp.carries(f))) == (families, carries)
+    assert isp.follows == ("auto" in (address, gateway))
+    hop = {"auto": None, "none": "0.0.0.0"}.get(gateway, gateway)
+    assert str(isp.next_hop(4)) == str(hop)
+
+
+def test_a_lan_may_have_what_its_interface_has() -> None:
+    lan = router_of(ISP + LAN.replace("192.168.1.254/24", "auto")).lans[0]
+    assert (lan.families, lan.addresses(4)) == ((4, 6), ())
 
 
 def test_a_binary_file_is_told_with_its_line() -> None:

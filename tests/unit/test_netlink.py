@@ -44,6 +44,13 @@ def route(kind: int, protocol: int, table: int) -> bytes:
     return message(kind, header + attribute(15, struct.pack("=I", table)))
 
 
+def default_route(kind: int, protocol: int = STATIC, length: int = 0) -> bytes:
+    """One of the main table."""
+    made = bytearray(route(kind, protocol, 254))
+    made[17] = length
+    return bytes(made)
+
+
 def rule(kind: int, protocol: int, table: int) -> bytes:
     """struct fib_rule_hdr, FRA_TABLE and FRA_PROTOCOL."""
     header = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, min(table, 252), 0, 0, 1, 0)
@@ -89,6 +96,13 @@ def test_others_routes_and_rules_in_our_tables_wake(make: type, kind: str) -> No
     number = {(route, "new"): NEWROUTE, (route, "del"): DELROUTE, (rule, "new"): NEWRULE, (rule, "del"): DELRULE}
     assert wakes(make(number[make, kind], STATIC, 250)) == 1
     assert wakes(make(number[make, kind], STATIC, 77)) == 0
+
+
+def test_default_routes_of_main_wake_whom_they_concern() -> None:
+    whom = Interest(frozenset(), frozenset({250}), defaults=True)
+    assert wakes(default_route(NEWROUTE), default_route(DELROUTE), interest=whom) == 2
+    assert wakes(default_route(NEWROUTE, length=8), default_route(NEWROUTE, OURS), interest=whom) == 0
+    assert wakes(default_route(NEWROUTE), interest=Interest(frozenset(), frozenset({250}))) == 0
 
 
 def test_our_own_additions_do_not_wake() -> None:

@@ -101,6 +101,41 @@ def test_an_address_that_another_host_has_is_not_ours() -> None:
     ).addresses
 
 
+def test_addresses_that_last_come_first_and_those_of_the_link_not_at_all() -> None:
+    def item(local: str, scope: str = "global", **flags: bool) -> dict[str, object]:
+        return {"local": local, "prefixlen": 64 if ":" in local else 24, "scope": scope, **flags}
+
+    found = [
+        item("2001:db8::9", temporary=True),
+        item("fd00::1"),
+        item("2001:db8::8", deprecated=True),
+        item("2001:db8::7", tentative=True),
+        item("2001:db8::1", mngtmpaddr=True),
+        item("fe80::1", "link"),
+        item("192.0.2.1"),
+        item("169.254.7.7", "link"),
+    ]
+    own = routing.read_link({"flags": ["UP"], "addr_info": found}).own
+    assert own == (
+        *("2001:db8::1/64", "192.0.2.1/24", "fd00::1/64"),
+        *("2001:db8::9/64", "2001:db8::8/64"),
+    )
+
+
+def test_the_best_default_route_of_main_by_each_interface_is_its_hop() -> None:
+    routes = [
+        Route("default", gateway="1.1.1.9", device="eth2", metric=100),
+        Route("default", gateway="1.1.1.2", device="eth2", metric=5),
+        Route("default", gateway="1.1.1.3", device="eth2", protocol=routing.PROTOCOL),  # ours is no news
+        Route("default", gateway="1.1.1.4", device="eth2", table=250),
+        Route("default", kind=routing.UNREACHABLE, device="lo"),
+        Route("10.0.0.0/8", gateway="1.1.1.5", device="eth4"),
+        Route("default", device="ppp0", metric=7),
+    ]
+    assert routing.best_hops(routes, 4) == {"eth2": "1.1.1.2", "ppp0": "0.0.0.0"}
+    assert routing.best_hops([Route("default", device="ppp0")], 6) == {"ppp0": "::"}
+
+
 def test_an_interface_has_an_mtu() -> None:
     assert routing.read_link({"flags": ["UP"], "mtu": 1492}).mtu == 1492
 
