@@ -25,8 +25,8 @@ def resolve(router: Router, links: Mapping[str, Link]) -> Router:
 
 def on_machine(router: Router, families: tuple[Family, ...]) -> Router:
     """The same router without the families that only an "auto" might bring and the machine has not."""
-    named = {f for item in (*router.isps, *router.lans) for f in FAMILIES if item.addresses(f) or router.rules.files(f)}
-    without = tuple(family for family in FAMILIES if family not in families and family not in named)
+    named = {f for f in FAMILIES if router.rules.files(f) or any(isp.addresses(f) for isp in router.isps)}
+    without = tuple(family for family in FAMILIES if family not in {*families, *named})
     return msgspec.structs.replace(router, without=without) if without else router
 
 

@@ -129,9 +129,7 @@ def test_a_machine_without_ipv6_is_asked_for_none_unless_the_file_says_so() -> N
     router = router_of(ISPS)
     assert resolve.on_machine(router, (4, 6)) is router
     assert resolve.on_machine(router, (4,)).families == (4,)
-    named = router_of(
-        ISPS.replace('interface = "lan0"\naddress = "auto"', 'interface = "lan0"\naddress = "fd00::1/64"')
-    )
+    named = router_of(ISPS + '[rules]\nipv6 = ["/etc/lsmpy/rules.v6"]\n')
     assert resolve.on_machine(named, (4,)).families == (4, 6)
 
 
