@@ -170,23 +170,25 @@ class Prober:
     def receive(self) -> None:
         """Take in what has arrived. What does not fit a probe of ours in every respect is no answer."""
         for heard in self.port.receive():
-            if isinstance(heard, wire.Neighbour):
+            if isinstance(heard, (wire.Sent, wire.Reply)):
+                self._concerned(heard)
+            elif isinstance(heard, wire.Neighbour):
                 self._neighbour(heard)
-                continue
-            if isinstance(heard, wire.Unreachable):
+            else:
                 for each in self.targets:
                     if each.address == heard.target:
                         each.flight.unreachable(heard.seq, f"{heard.reason}, says {heard.by}")
-                continue
-            target = self._by_number.get(heard.target)
-            if target is None or target.address is None or isinstance(target.path, Fault):
-                continue
-            if isinstance(heard, wire.Sent):
-                target.flight.left(heard.counter, heard.at_ns)
-            elif (heard.source, heard.destination) == (target.address.packed, target.path.source.packed):
-                target.flight.answered(heard.counter, heard.at_ns, clock_ns())
-            else:
-                target.foreign += 1
+
+    def _concerned(self, heard: wire.Sent | wire.Reply) -> None:
+        target = self._by_number.get(heard.target)
+        if target is None or target.address is None or isinstance(target.path, Fault):
+            return
+        if isinstance(heard, wire.Sent):
+            target.flight.left(heard.counter, heard.at_ns)
+        elif heard.source == target.address.packed and heard.destination == target.path.source.packed:
+            target.flight.answered(heard.counter, heard.at_ns, clock_ns())
+        else:
+            target.foreign += 1
 
     def _neighbour(self, heard: wire.Neighbour) -> None:
         if hop := self._hops.get(heard.address):
@@ -281,8 +283,9 @@ class Prober:
             target.silent_ns = now_ns
         target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         target.times.add(sample.rtt_ns)
-        for number in [each for each in target.calls if each not in target.flight]:
-            self._end_call(target, number)
+        if target.calls:
+            for number in [each for each in target.calls if each not in target.flight]:
+                self._end_call(target, number)
         self.changed |= target.link.status != before
 
     def judge(self, blamed: frozenset[str], now_ns: int) -> bool:

@@ -44,7 +44,8 @@ _ANCILLARY, _STAMP = 256, struct.Struct("=qq")
 # What an echo request carries: nonce, target, counter, tag, and as much more as ping(8) would send.
 _PAYLOAD = struct.Struct("!4sIQ8s32x")
 _TAGGED = struct.Struct("!IQ")
-_PATCH = struct.Struct("!Q8s")
+_PATCH, _WORDS = struct.Struct("!Q8s"), struct.Struct("!8H")  # what differs, and its words for the checksum
+_VARYING, _FILLING = struct.Struct("!HHH"), bytes(32)
 
 
 class WireError(LsmpyError):
@@ -115,10 +116,10 @@ class Echo(Struct, frozen=True):
     def packet(self, counter: int, tag: bytes) -> bytes:
         """The packet of probe number `counter`, whose low 16 bits are the sequence number."""
         patch, seq = _PATCH.pack(counter, tag), counter & 0xFFFF
-        total = self.sum + seq + sum(struct.unpack("!8H", patch))
+        total = self.sum + seq + sum(_WORDS.unpack(patch))
         total = (total & 0xFFFF) + (total >> 16)
         checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-        return b"".join((self.head, struct.pack("!HHH", checksum, self.ident, seq), self.fixed, patch, bytes(32)))
+        return b"".join((self.head, _VARYING.pack(checksum, self.ident, seq), self.fixed, patch, _FILLING))
 
 
 def echo(source: Address, target: Address, ident: int, nonce: bytes, number: int) -> Echo:

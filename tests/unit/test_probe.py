@@ -114,9 +114,11 @@ def test_probes_are_spread_over_the_interval(house: House) -> None:
         for number in range(5):
             left = [left_ns for (target, _), (left_ns, _) in port.truth.items() if target == number]
             gaps = {round((late - early) / MS) for early, late in pairwise(left)}
-            assert gaps == {10}
+            assert gaps <= {9, 10, 11}
     second = sorted(port.truth[number, 1][0] / MS for port in house.world.ports for number in range(5))
-    assert [late - early for early, late in pairwise(second)] == pytest.approx([1] * 9, abs=0.5)
+    # Evenly, but for the tenth of an interval that the loop waits for more to do.
+    assert max(late - early for early, late in pairwise(second)) <= 2.1
+    assert second[-1] - second[0] == pytest.approx(9, abs=1.1)
 
 
 def test_no_probe_is_lost_for_want_of_the_gateways_hardware_address(house: House) -> None:
