@@ -309,9 +309,9 @@ class Program:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
-def lsmpy_probe(isps: dict[Provider, tuple[int, dict[str, int]]], *python: str) -> list[str]:
-    """The command line of a prober whose ISPs have so many targets and these settings."""
-    directory = PLACE / "ours"
+def lsmpy_probe(name: str, isps: dict[Provider, tuple[int, dict[str, int]]], *python: str) -> list[str]:
+    """The command line of a prober whose ISPs have so many targets and these settings, and its files this name."""
+    directory = PLACE / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     text = f'state_dir = "{directory}"\n'
@@ -320,16 +320,16 @@ def lsmpy_probe(isps: dict[Provider, tuple[int, dict[str, int]]], *python: str) 
         n, check = provider.n, json.dumps(provider.targets(targets))
         text += f'[[isp]]\nname = "ISP{n}"\ninterface = "wan{n}"\naddress = "10.0.{n}.1/24"\ngateway = "10.0.{n}.2"\n'
         text += f"check = {check}\nprobe = {{ {probe} }}\n"
-    path = PLACE / "lsmpy.toml"
+    path = PLACE / f"{name}.toml"
     path.write_text(text)
     return [*(python or [PROBE]), "-c", str(path)]
 
 
 def lsm(name: str, isps: dict[Provider, tuple[int, dict[str, int]]]) -> list[str]:
     """The command line of an lsm with the same; its event script writes state files as the simplest one would."""
-    directory = PLACE / "lsm"
+    directory = PLACE / name
     directory.mkdir(parents=True, exist_ok=True)
-    script, path = PLACE / "event", PLACE / f"{name}.conf"
+    script, path = directory / "event", PLACE / f"{name}.conf"
     script.write_text(f'#!/bin/sh\necho "$1" >"{directory}/$2_state"\n')
     script.chmod(0o755)
     text = f"debug=0\ndefaults {{\nnotifyscript=\neventscript={script}\n}}\n"
@@ -443,8 +443,10 @@ def detect(quick: bool, tell: Callable[[str], None]) -> Report:
         if not quick:
             trials.append(Trial("LSM's defaults, every 100 ms", slow, _timing(100) | LSM_DEFAULTS, RECOVERIES))
         isps = {each.provider: (1, each.settings) for each in trials}
-        argvs = [lsmpy_probe(isps), *(lsm(f"lsm{each.n}", {each: isp}) for each, isp in isps.items())]
-        files = Files(PLACE / "ours", PLACE / "lsm")
+        # One program for each link, so that what one waits for is no business of another's.
+        argvs = [lsmpy_probe(f"ours{each.n}", {each: isp}) for each, isp in isps.items()]
+        argvs += [lsm(f"lsm{each.n}", {each: isp}) for each, isp in isps.items()]
+        files = Files(*(PLACE / f"{whose}{each.n}" for whose in ("ours", "lsm") for each in isps))
         for argv in argvs:
             stack.enter_context(Program("router", argv))
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -461,8 +463,8 @@ def _try(trial: Trial, files: Files, tell: Callable[[str], None]) -> None:
     """Cut and mend the link."""
     provider, chance = trial.provider, random.Random(SEED + trial.provider.n)
     work = provider.plug if trial.cable else provider.answer
-    name = f"ISP{provider.n}_state"
-    both = (trial.ours, PLACE / "ours" / name, _OUR_LENGTH), (trial.lsm, PLACE / "lsm" / name, _LSM_LENGTH)
+    n, name = provider.n, f"ISP{provider.n}_state"
+    both = (trial.ours, PLACE / f"ours{n}" / name, _OUR_LENGTH), (trial.lsm, PLACE / f"lsm{n}" / name, _LSM_LENGTH)
     for _, path, _ in both:
         files.wait(path, "up", 0)
     for number in range(trial.count):
@@ -605,7 +607,7 @@ def _our_errors(provider: Provider, wire: Wire, seconds: int, busy: bool) -> lis
     lost: dict[str, int] = {}
     written = 0.0
     python = [sys.executable, "-c", BUSY_PROBER] if busy else []
-    argv = lsmpy_probe({provider: (RTT_TARGETS, _timing(1000))}, *python)
+    argv = lsmpy_probe("ours", {provider: (RTT_TARGETS, _timing(1000))}, *python)
     path = PLACE / "ours" / standing.FILE
     with Program("router", argv):
         wait_until(path.exists, "probe.json")
@@ -753,7 +755,7 @@ def _cost(name: str, net: Net, targets: int, quick: bool) -> Cost:
 def _argv(name: str, net: Net, targets: int) -> list[str]:
     isps = {each: (targets // 2, _timing(1000)) for each in net.providers}
     if name == "lsmpy-probe":
-        return lsmpy_probe(isps)
+        return lsmpy_probe("ours", isps)
     if name == "lsm":
         return lsm("lsm", isps)
     addresses = [address for each in net.providers for address in each.targets(targets // 2)]
@@ -788,7 +790,9 @@ def flood(quick: bool, tell: Callable[[str], None]) -> Report:
     changes, missing = 0, []
     with Net(2) as net:
         dead = net.providers[0]
-        with Program("router", lsmpy_probe({each: (1, _timing(FLOOD_MS) | RUNS) for each in net.providers})) as program:
+        with Program(
+            "router", lsmpy_probe("ours", {each: (1, _timing(FLOOD_MS) | RUNS) for each in net.providers})
+        ) as program:
             files, paths = Files(PLACE / "ours"), [PLACE / "ours" / f"ISP{each.n}_state" for each in net.providers]
             wait_until(lambda: len(dead.heard()) >= FLOOD_SEEN, "true probes to forge answers from")
             wait_until(lambda: [state.read_text(path) for path in paths] == ["up", "up"], "both to be up")
