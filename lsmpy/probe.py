@@ -27,6 +27,7 @@ _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what 
 _TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
 _HEAD_START_NS = _S // 20  # for the gateways to say where they are, before the first probe
+_MANY_TARGETS = 50
 _MOST_SLACK_NS = 100_000_000
 
 
@@ -226,7 +227,8 @@ class Daemon:
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)
-        self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS)  # a tenth
+        # A tenth of the interval with many targets, and next to nothing with few, which have little to take together.
+        self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS) * min(count, _MANY_TARGETS) // _MANY_TARGETS
 
 
 def settle(directory: Path, name: str, said: str | None) -> str | None:
