@@ -535,7 +535,7 @@ sys.exit(main())
 
 def rtt(quick: bool, tell: Callable[[str], None]) -> Report:
     """See the file's beginning."""
-    seconds = 2 if quick else 8
+    seconds = 1 if quick else 8
     ways = {"lsmpy-probe": _our_errors, "fping": _fping_errors, "dpinger's method": _dpinger_errors}
     found: dict[tuple[str, str], list[float]] = {}
     with Net(1) as net:
@@ -669,7 +669,7 @@ def dpinger(seconds: int, busy: bool, targets: Sequence[str]) -> int:
             sent[target, seq] = time.monotonic_ns()
             raw.sendto(request, (target, 0))
             last = number == seconds * len(targets) - 1
-            while (patience := began + (number + 1) * pace_s + last - time.monotonic()) > 0:
+            while (patience := began + (number + 1) * pace_s + last / 4 - time.monotonic()) > 0:
                 raw.settimeout(patience)
                 with contextlib.suppress(TimeoutError):
                     packet, address = raw.recvfrom(2048)
