@@ -611,7 +611,7 @@ def _our_errors(provider: Provider, wire: Wire, seconds: int, busy: bool) -> lis
     path = PLACE / "ours" / standing.FILE
     with Program("router", argv):
         wait_until(path.exists, "probe.json")
-        end = time.monotonic() + seconds + 1
+        end = time.monotonic() + seconds + 2  # a probe counts when the next is sent, and is told a second later at most
         while time.monotonic() < end:
             time.sleep(0.1)
             known = standing.decode(path.read_text())

@@ -18,6 +18,23 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
 from lsmpy import dial, links, model, netlink, probe, prober, wire
 from lsmpy.links import Link, Snapshot
 
+TOML = """
+state_dir = "{directory}"
+[probe]
+interval_ms = 10
+timeout_ms = 20
+max_packet_loss = 15
+max_successive_pkts_lost = 3
+min_packet_loss = 5
+min_successive_pkts_rcvd = 2
+[[isp]]
+name = "ISP1"
+interface = "wan1"
+address = ["192.0.2.1/24", "2001:db8:1::1/64"]
+gateway = ["192.0.2.2", "2001:db8:1::2"]
+check = {check}
+"""
+
 Address = IPv4Address | IPv6Address
 
 MS, S = 1_000_000, 1_000_000_000

@@ -17,24 +17,7 @@ from lsmpy.links import Snapshot
 from lsmpy.probe import settle
 from lsmpy.prober import Target
 from tests.unit import prober_kit as kit
-from tests.unit.prober_kit import MS, FakeCall, FakePort, S, World, ethernet, snapshot
-
-TOML = """
-state_dir = "{directory}"
-[probe]
-interval_ms = 10
-timeout_ms = 20
-max_packet_loss = 15
-max_successive_pkts_lost = 3
-min_packet_loss = 5
-min_successive_pkts_rcvd = 2
-[[isp]]
-name = "ISP1"
-interface = "wan1"
-address = ["192.0.2.1/24", "2001:db8:1::1/64"]
-gateway = ["192.0.2.2", "2001:db8:1::2"]
-check = {check}
-"""
+from tests.unit.prober_kit import MS, TOML, FakeCall, FakePort, S, World, ethernet, snapshot
 
 # -- the daemon ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from tests.unit.prober_kit import (
     GATEWAY_MAC,
     MS,
     OUR_MAC,
+    TOML,
     FakeCall,
     FakePort,
     S,
@@ -27,22 +28,6 @@ from tests.unit.prober_kit import (
     snapshot,
 )
 
-TOML = """
-state_dir = "{directory}"
-[probe]
-interval_ms = 10
-timeout_ms = 20
-max_packet_loss = 15
-max_successive_pkts_lost = 3
-min_packet_loss = 5
-min_successive_pkts_rcvd = 2
-[[isp]]
-name = "ISP1"
-interface = "wan1"
-address = ["192.0.2.1/24", "2001:db8:1::1/64"]
-gateway = ["192.0.2.2", "2001:db8:1::2"]
-check = {check}
-"""
 ADDRESSES = {3: ("192.0.2.1", "2001:db8:1::1")}
 HEALTHY = snapshot(ethernet("wan1", 3), addresses=ADDRESSES)
 OUT = snapshot(ethernet("wan1", 3, running=False), addresses=ADDRESSES)
