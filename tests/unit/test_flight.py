@@ -26,7 +26,7 @@ def flight(*numbers: int, timeout_ms: int = 50, every_ms: int = 10) -> Flight:
 def answer(probes: Flight, number: int, at_ms: float, heard_ms: float | None = None, set_ms: float = 0) -> None:
     """An answer at `at_ms`, taken in at `heard_ms`, with the clock of the stamps set by `set_ms` before."""
     heard_ms = at_ms if heard_ms is None else heard_ms
-    probes.answered(number, STAMPED + int((at_ms + set_ms) * MS), int(heard_ms * MS))
+    probes.answered(number, b"", STAMPED + int((at_ms + set_ms) * MS), int(heard_ms * MS))
 
 
 def fates(probes: Flight, at_ms: float) -> list[float | str | None]:

@@ -58,7 +58,7 @@ class Rig:
         for _ in range(times):
             now_ns = self.world.now_ns
             for key, _ in self.selector.select(0):
-                key.data()
+                key.data(now_ns)
             for target in self.who.targets:
                 self.who.advance(target, now_ns)
             self.who.judge(frozenset(), now_ns)
@@ -159,7 +159,7 @@ def test_an_answer_to_the_probe_of_another_port_does_not_count(make: Make) -> No
     rig.port.alive = False
     for number in range(10):
         rig.turn(1)
-        other.probe(request, 0, number, 4, GATEWAY_MAC)
+        other.probe(request, number, 4, GATEWAY_MAC)
         rig.port.bring(kit.reply(other.requests[-1]))
     assert (rig.status, rig.target.foreign, rig.target.link.received_in_a_row) == ("down", 0, 0)
 
@@ -304,6 +304,8 @@ def test_without_the_gateway_probes_are_lost(make: Make) -> None:
     rig.port.gateway_alive = False
     rig.world.now_ns += MS
     rig.port._arriving.clear()
+    rig.turn(5)
+    assert rig.target.counter == 0  # so long it is given time to say where it is
     rig.turn(6)
     assert rig.status == "down"
     assert rig.port.requests == []
