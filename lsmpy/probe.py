@@ -166,17 +166,15 @@ class Daemon:
             raise ProbeError(f"{names}: neither up nor down: {why}. The state file is unchanged")
         return not unknown
 
-    def _listen(self) -> None:
-        """Hear from the kernel what changes; of routes only if that matters, for a router may have a million."""
-        if self._kernel:
-            for selector in (self._selector, self._urgent):
-                selector.unregister(self._kernel)
-            self._kernel.close()
-        follows = any(each.isp.follows for each in self._probers)
-        self._kernel = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
-        self._kernel.setblocking(False)
+    def _listen(self, kernel: socket.socket) -> None:
+        """Hear by this socket from now on what the kernel changes."""
         for selector in (self._selector, self._urgent):
-            selector.register(self._kernel, selectors.EVENT_READ, functools.partial(self._look, self._kernel))
+            if self._kernel:
+                selector.unregister(self._kernel)
+            selector.register(kernel, selectors.EVENT_READ, functools.partial(self._look, kernel))
+        if self._kernel:
+            self._kernel.close()
+        self._kernel = kernel
 
     def _look(self, kernel: socket.socket, now_ns: int) -> None:
         """Something has changed: see what the kernel has now."""
@@ -187,10 +185,9 @@ class Daemon:
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:  # that much has changed
                         raise
-        self._see(now_ns)
+        self._see(links.look(any(each.isp.follows for each in self._probers)), now_ns)
 
-    def _see(self, now_ns: int) -> None:
-        snapshot = links.look(any(each.isp.follows for each in self._probers))
+    def _see(self, snapshot: links.Snapshot, now_ns: int) -> None:
         for prober in self._probers:
             prober.see(snapshot, now_ns)
 
@@ -206,20 +203,29 @@ class Daemon:
         router = config.load(self._path, probing=True)
         directory = self._given or Path(router.state_dir)
         state.require_directory(directory)
+        old = {each.isp.name: each for each in self._probers}
+        # All that can fail comes first, and what it has opened until then is closed again.
+        with contextlib.ExitStack() as new:
+            ports = [
+                old[isp.name].port if isp.name in old else new.enter_context(contextlib.closing(wire.Port()))
+                for isp in router.isps
+            ]
+            follows = any(isp.follows for isp in router.isps)
+            kernel = new.enter_context(contextlib.closing(_hear_of_changes(follows)))
+            snapshot = links.look(follows)
+            new.pop_all()
         for warning in router.warnings:
             log.warning("%s", warning)
-        old = {each.isp.name: each for each in self._probers}
-        ports = [old[isp.name].port if isp.name in old else wire.Port() for isp in router.isps]
-        probers = [
+        self._directory = directory
+        self._probers = [
             Prober(isp, port, self._selector, old.pop(isp.name, None))
             for isp, port in zip(router.isps, ports, strict=True)
         ]
         for gone in old.values():
             gone.close()
-        self._directory, self._probers = directory, probers
-        self._listen()
+        self._listen(kernel)
         now_ns = clock_ns()
-        self._see(now_ns)
+        self._see(snapshot, now_ns)
         self._plan(now_ns)
 
     def _plan(self, now_ns: int) -> None:
@@ -235,6 +241,16 @@ class Daemon:
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)
         # A tenth of the interval with many targets, and next to nothing with few, which have little to take together.
         self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS) * min(count, _MANY_TARGETS) // _MANY_TARGETS
+
+
+def _hear_of_changes(follows: bool) -> socket.socket:
+    """A socket that tells of changes; of routes only if that matters, for a router may have a million."""
+    try:
+        opened = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
+    except OSError as error:
+        raise ProbeError(f"the kernel does not tell of changes of its interfaces: {error.strerror}") from error
+    opened.setblocking(False)
+    return opened
 
 
 def settle(directory: Path, name: str, said: str | None) -> str | None:

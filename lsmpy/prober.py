@@ -151,6 +151,7 @@ class Prober:
     def _lead(self, target: Target, path: Path | Fault, now_ns: int) -> None:
         if path == target.path:
             return
+        was = target.path
         target.path, target.hop = path, None
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
@@ -164,12 +165,10 @@ class Prober:
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
         if path.needs_mac and path.hop is not None:
             target.hop = self._hops.setdefault(path.hop, Hop(path.hop, now_ns))
-        if target.address is None:
-            self._test(target, f"{path.link.name} has no gateway at the moment")
-        elif target.check.kind == "neighbour" and target.hop is None:
-            self._test(target, f"{path.link.name} is a link on which nobody can be asked for")
-        elif target.check.kind not in _CALLS:
-            self._test(target)
+        if target.check.kind not in _CALLS:  # which find out for themselves
+            self._test(target, _obstacle(target, path))
+            if target.cannot and isinstance(was, Fault):
+                self._know(target, verdict.Link())  # what was wrong is over, and more is not known
 
     def _test(self, target: Target, cannot: str = "") -> None:
         """It can be tested from now on, or it cannot."""
@@ -249,9 +248,7 @@ class Prober:
 
     def _complaint(self, heard: wire.Complaint) -> None:
         """Have it explained, once for each probe: that takes long, and anybody may send as many as he wants."""
-        concerned = [
-            each for each in self._by_address.get(heard.target, ()) if each.flight.is_unexplained(heard.seq)
-        ]
+        concerned = [each for each in self._by_address.get(heard.target, ()) if each.flight.is_unexplained(heard.seq)]
         if concerned:
             error = wire.parse_error(heard.protocol, heard.packet, self.port.ident)
             reason = f"{error.reason}, says {error.by}" if error else "somebody sends errors that nobody understands"
@@ -436,3 +433,12 @@ def trials(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Trial]]:
         prober.isp.name: {each.text: prober.trial(each) for each in prober.targets if each.check.address is not None}
         for prober in probers
     }
+
+
+def _obstacle(target: Target, path: Path) -> str:
+    """Why a target cannot be tested on this path; empty if it can."""
+    if target.address is None:
+        return f"{path.link.name} has no gateway at the moment"
+    if target.check.kind == "neighbour" and target.hop is None:
+        return f"{path.link.name} is a link on which nobody can be asked for"
+    return ""

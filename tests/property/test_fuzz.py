@@ -32,7 +32,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP
 from scapy.packet import Packet, Raw
 
-from lsmpy import dial, links, netlink, standing, state, wire
+from lsmpy import dial, flight, links, netlink, standing, state, wire
 from lsmpy.netlink import Interest
 from lsmpy.wire import ETH_ARP, ETH_IPV4, ETH_IPV6, Neighbour, Reply, Unreachable
 
@@ -145,9 +145,11 @@ def check_packet(protocol: int, data: bytes) -> Reply | Neighbour | None:
 
 
 def check_error(protocol: int, data: bytes) -> Unreachable | None:
-    """It is nothing, or an error about an echo request with our identifier."""
+    """It is nothing, or an error about an echo request with our identifier; and the first look raises nothing."""
     with swiftly():
         heard = wire.parse_error(protocol, data, IDENT)
+        first = wire.complaint(protocol, data)
+    assert first is None or (first.target in data and 0 <= first.seq <= 0xFFFF)
     if heard is not None:
         assert struct.pack("!H", IDENT) in data
         assert heard.target.packed in data
@@ -209,7 +211,9 @@ def test_dice_find_no_packet_that_raises_as_another_protocol(long: bool) -> None
 
 def test_dice_never_make_a_tag(long: bool) -> None:
     """Replies that are right in every respect but the tag, as somebody would send who has seen some of ours."""
-    good = SAMPLES[ETH_IPV4][0]
+    good, counted = SAMPLES[ETH_IPV4][0], 0
+    probes = flight.Flight(1_000_000_000)
+    probes.sent(70_009, 0, 1, TAG)
     for dice in throws(long, 0.3):
         forged = bytearray(good)
         what = dice.randrange(3)
@@ -221,8 +225,13 @@ def test_dice_never_make_a_tag(long: bool) -> None:
             forged[26:28] = struct.pack("!H", counter & 0xFFFF)
         else:
             forged[32:36] = dice.randbytes(4)
-        if forged != good:
-            assert wire.parse(ETH_IPV4, bytes(forged), 5, MARKS) is None
+        heard = wire.parse(ETH_IPV4, bytes(forged), 5, IDENT, NONCE)
+        if isinstance(heard, Reply) and heard.target == 3 and forged != good:
+            counted += 1
+            assert not probes.is_true(heard.counter, heard.tag)
+            probes.answered(heard.counter, heard.tag, 5, 5)
+    assert counted
+    assert probes.fates(5) == []
 
 
 # -- DNS -------------------------------------------------------------------------------------------

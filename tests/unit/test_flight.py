@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import pairwise
 
 from hypothesis import given
@@ -85,6 +86,22 @@ def test_an_answer_that_waited_for_us_is_in_time_by_the_clock_and_not_by_our_tic
     assert probes.late == 0
 
 
+def test_an_answer_without_the_probes_tag_is_none() -> None:
+    probes = Flight(50 * MS)
+    probes.sent(7, 0, STAMPED, b"the tag")
+    for tag in (b"", b"no tag", b"the tag of another"):
+        probes.answered(7, tag, STAMPED + MS, 2 * MS)
+        assert not probes.is_true(7, tag)
+    assert fates(probes, 3) == []
+    assert probes.is_true(7, b"the tag")
+    assert not probes.is_true(8, b"the tag")
+    assert fates(probes, 50) == [None]
+    probes.answered(7, b"no tag", STAMPED + 60 * MS, 60 * MS)
+    assert (probes.late, probes.is_true(7, b"the tag")) == (0, True)
+    probes.answered(7, b"the tag", STAMPED + 60 * MS, 60 * MS)
+    assert probes.late == 1
+
+
 def test_an_answer_after_its_time_is_lost_however_early_we_look() -> None:
     probes = flight(7)
     answer(probes, 7, 50.001)
@@ -142,6 +159,14 @@ def test_who_says_it_did_not_arrive_is_remembered_and_no_verdict() -> None:
     assert fates(probes, 50) == ["host-unreachable, says 192.0.2.2", 20]
 
 
+def test_what_is_said_once_needs_no_more_explanation() -> None:
+    probes = flight(65536 + 7, 65536 + 8)
+    assert [probes.is_unexplained(seq) for seq in (6, 7, 8, 9)] == [False, True, True, False]
+    probes.unreachable(7, "no")
+    assert [probes.is_unexplained(seq) for seq in (7, 8)] == [False, True]
+    assert not Flight(MS).is_unexplained(0)
+
+
 def test_it_is_said_of_the_low_16_bits_of_a_number() -> None:
     probes = flight(65536 + 7, 65536 + 8)
     probes.unreachable(7, "no")
@@ -191,6 +216,18 @@ def test_no_sequence_number_is_under_way_twice() -> None:
     assert all(sample.lost for sample in told)
     probes.unreachable(39_999 & 0xFFFF, "no")
     assert [each.reason for each in probes.fates(4000 * S)].count("no") == 1
+
+
+def test_many_under_way_do_not_make_it_slow() -> None:
+    """Half a minute of processor time is fifty times what it takes; looking over what is gone took minutes."""
+    probes, many, more = Flight(30_000), 30_000, 600_000
+    began = time.process_time()
+    told = 0
+    for number in range(many + more):
+        probes.sent(number, number)
+        told += len(probes.fates(number))
+        assert time.process_time() - began < 30
+    assert told == more
 
 
 def test_what_is_remembered_of_the_lost_is_bounded() -> None:

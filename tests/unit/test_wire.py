@@ -214,6 +214,7 @@ def test_a_reply_played_again_under_another_number_does_not_count(counter: int) 
         reply(flags="MF"),
         reply(ihl=4),
         reply(len=83),
+        reply(len=85),
         reply(version=6),
         IP(src=str(TARGET4), dst=str(SOURCE4)) / UDP() / payload(9),
         IP(src=str(TARGET4), dst=str(SOURCE4), proto=17) / bytes(reply()[ICMP]),
@@ -259,7 +260,8 @@ def test_a_damaged_reply_does_not_count_as_the_whole_one(packet: Packet, data: s
     damaged[at] ^= data.draw(st.integers(1, 255))
     heard = parse(bytes(damaged), protocol_of(packet))
     assert heard != parse(whole)
-    assert heard is None or at in ends
+    said = (heard.target, heard.counter, heard.tag) if isinstance(heard, Reply) else None
+    assert said != (NUMBER, 9, TAG) or at in ends  # and no other goes with what is under way
 
 
 # -- what others say against it --------------------------------------------------------------------
@@ -294,12 +296,17 @@ def test_who_says_that_a_probe_did_not_arrive_is_heard(packet: Packet, reason: s
     assert wire.parse_error(protocol_of(packet), bytes(packet), IDENT) == Unreachable(
         target, 77, ip_address(by), reason
     )
+    first = wire.complaint(protocol_of(packet), bytes(packet))
+    assert first == wire.Complaint(target.packed, 77, protocol_of(packet), bytes(packet))
 
 
 def test_a_whole_packet_in_an_error_and_its_options_are_understood() -> None:
     outer = IP(src="198.51.100.7", dst=str(SOURCE4), options=b"\x01\x01\x01\x00") / ICMP(type=3, code=1)
     heard = wire.parse_error(ETH_IPV4, bytes(outer / Raw(bytes(request(70_000)))), IDENT)
     assert heard == Unreachable(TARGET4, 70_000 & 0xFFFF, ip_address("198.51.100.7"), "host-unreachable")
+    first = wire.complaint(ETH_IPV4, bytes(outer / Raw(bytes(request(70_000)))))
+    assert first
+    assert (first.target, first.seq) == (TARGET4.packed, 70_000 & 0xFFFF)
 
 
 def others(packet: Packet) -> Packet:
@@ -331,12 +338,18 @@ def test_what_is_not_about_a_probe_of_ours_is_no_error(packet: Packet) -> None:
     assert wire.parse_error(protocol_of(packet), bytes(packet), IDENT) is None
 
 
+@pytest.mark.parametrize("packet", [reply(), reply6(), request(), request6(), advertisement(), arp(), error4(5, 1)])
+def test_what_is_no_error_is_no_complaint(packet: Packet) -> None:
+    assert wire.complaint(protocol_of(packet), bytes(packet)) is None
+
+
 @pytest.mark.parametrize("packet", [error4(3, 1), error6(ICMPv6DestUnreach(code=0))], ids=["4", "6"])
 def test_an_error_cut_short_before_the_ident_is_none(packet: Packet) -> None:
     whole, protocol = bytes(packet), protocol_of(packet)
     ident = 20 + 8 + 20 + 4 if protocol == ETH_IPV4 else 40 + 8 + 40 + 4
     for length in range(ident + 2):
         assert wire.parse_error(protocol, whole[:length], IDENT) is None
+        assert wire.complaint(protocol, whole[:length]) is None
 
 
 # -- the kernel's filter ---------------------------------------------------------------------------
@@ -423,7 +436,8 @@ def test_the_filter_lets_through_what_is_understood(name: str) -> None:
     packet = WANTED[name]
     protocol = protocol_of(packet)
     assert run_bpf(program(str(HOP4), str(HOP6)), protocol, bytes(packet))
-    assert parse(packet) or wire.parse_error(protocol, bytes(packet), IDENT)
+    understood = wire.parse_error(protocol, bytes(packet), IDENT) and wire.complaint(protocol, bytes(packet))
+    assert parse(packet) or understood
 
 
 @pytest.mark.parametrize("name", UNWANTED)
