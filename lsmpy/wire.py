@@ -345,7 +345,7 @@ def parse(protocol: int, packet: bytes, at_ns: int, ident: int, nonce: bytes) ->
             answer = 129
         else:
             return _arp(packet, at_ns) if protocol == ETH_ARP else None
-        if length != header + _ECHO.size or length > len(packet):
+        if length != header + _ECHO.size:
             return None
         said, code, its, seq, its_nonce, target, counter, tag = _ECHO.unpack_from(packet, header)
     except struct.error:  # cut short somewhere

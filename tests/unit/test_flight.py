@@ -219,14 +219,14 @@ def test_no_sequence_number_is_under_way_twice() -> None:
 
 
 def test_many_under_way_do_not_make_it_slow() -> None:
-    """Half a minute of processor time is fifty times what it takes; looking over what is gone took minutes."""
+    """Ten seconds of processor time are many times what it takes; looking for the oldest among gaps took thirty."""
     probes, many, more = Flight(30_000), 30_000, 600_000
     began = time.process_time()
     told = 0
     for number in range(many + more):
         probes.sent(number, number)
         told += len(probes.fates(number))
-        assert time.process_time() - began < 30
+        assert time.process_time() - began < 10
     assert told == more
 
 
