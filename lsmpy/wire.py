@@ -255,6 +255,8 @@ class Port:
         """What has arrived and concerns probes, without waiting."""
         # Frames first: what the kernel says of a probe's departure was there before its answer.
         frames = list(self._frames())
+        if not frames:
+            self._take_error()
         for data, at_ns in self._stamps():
             try:
                 nonce, target, counter, _ = _PAYLOAD.unpack_from(data, len(data) - _PAYLOAD.size)
@@ -280,6 +282,10 @@ class Port:
         elif error.errno not in (errno.ENOBUFS, errno.EAGAIN):  # a full queue: a link's normal way to lose a packet
             self.problem = f"{self._interface}: {error.strerror}"
 
+    def _take_error(self) -> None:
+        """That the interface has gone down or away wakes us until we have read it; others say it in words."""
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
     def _frames(self) -> Iterator[tuple[bytes, int, int]]:
         """Data, EtherType and time of what waits in the ring."""
         ring = self._ring
@@ -299,10 +305,8 @@ class Port:
         while True:
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(_LARGEST, _ANCILLARY, socket.MSG_ERRQUEUE)
-            except BlockingIOError:
+            except OSError:  # for want of any more
                 return
-            except OSError:  # the interface has gone down or away, which is told once
-                continue
             if ancillary:  # the stamp comes first, and in it, of three, that of the software
                 seconds, nanoseconds = _STAMP.unpack_from(ancillary[0][2])
                 yield data, seconds * 1_000_000_000 + nanoseconds

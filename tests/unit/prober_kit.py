@@ -197,6 +197,9 @@ class FakePort(wire.Port):
         if delay_ns is not None:
             self.bring(reply(packet), protocol, _SEND_QUEUE_NS + delay_ns)
 
+    def _take_error(self) -> None:
+        pass
+
     def _stamps(self) -> Iterator[tuple[bytes, int]]:
         left, self._left = self._left, []
         yield from left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import socket
 import struct
 from ipaddress import ip_address
@@ -350,6 +351,66 @@ def test_an_error_cut_short_before_the_ident_is_none(packet: Packet) -> None:
     for length in range(ident + 2):
         assert wire.parse_error(protocol, whole[:length], IDENT) is None
         assert wire.complaint(protocol, whole[:length]) is None
+
+
+# -- the ring -----------------------------------------------------------------------------------------------
+
+
+class Ring:
+    """A port's ring, into which packets are put as the kernel does (struct tpacket2_hdr, struct sockaddr_ll)."""
+
+    def __init__(self) -> None:
+        self.port = wire.Port.__new__(wire.Port)
+        self.port._ring, self.port._slot = mmap.mmap(-1, wire._SLOTS * wire._SLOT), 0
+        self.head = 0
+
+    def put(self, packet: bytes, protocol: int = ETH_IPV4, at_ns: int = AT) -> bool:
+        at = self.head * wire._SLOT
+        if struct.unpack_from("=I", self.port._ring, at) != (0,):
+            return False  # full
+        times = divmod(at_ns, 1_000_000_000)
+        head = struct.pack("=IIIHHIIHHI", 1 | 1 << 29, len(packet), len(packet), 80, 80, *times, 0, 0, 0)
+        head += struct.pack("=H", socket.AF_PACKET) + struct.pack("!H", protocol)
+        self.port._ring[at : at + len(head)] = head
+        self.port._ring[at + 80 : at + 80 + len(packet)] = packet
+        self.head = (self.head + 1) % wire._SLOTS
+        return True
+
+    def take(self) -> list[tuple[bytes, int, int]]:
+        return list(self.port._frames())
+
+
+def test_what_the_kernel_puts_into_the_ring_is_taken_in_its_order() -> None:
+    ring = Ring()
+    assert ring.take() == []
+    told = [
+        (b"%d" % n * (n % 90 + 1), ETH_IPV6 if n % 2 else ETH_ARP, 1_700_000_000_123_456_789 + n) for n in range(90)
+    ]
+    for each in told:
+        assert ring.put(*each)
+    assert ring.take() == told
+    assert ring.take() == []
+
+
+def test_the_ring_goes_round_and_is_given_back() -> None:
+    ring = Ring()
+    for turn in range(20):
+        packets = [b"%d" % (1000 * turn + n) for n in range(400)]
+        assert all(map(ring.put, packets))
+        assert [each for each, _, _ in ring.take()] == packets
+
+
+def test_what_arrives_meanwhile_waits_for_the_next_time() -> None:
+    """So that nobody who sends and sends keeps the caller from its clock."""
+    ring = Ring()
+    while ring.put(b"first"):
+        pass
+    taken = []
+    for each in ring.port._frames():
+        taken.append(each[0])
+        ring.put(b"next")
+    assert taken == [b"first"] * wire._SLOTS
+    assert [each for each, _, _ in ring.take()] == [b"next"] * wire._SLOTS
 
 
 # -- the kernel's filter ---------------------------------------------------------------------------
