@@ -22,7 +22,6 @@ _LATER: dict[str, tuple[object, ...]] = {
     "router.balance": ("hash",),
     "router.local_traffic": ("balance",),
     "router.when_all_down": ("flush", "unreachable"),
-    "router.flush_conntrack": (True,),
     "isp.clamp_mss": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),
 }

@@ -26,6 +26,7 @@ _CAP_NET_ADMIN = 12
 _ASK_LINKS = "ip -json address show"
 _ASK_ROUTING = r"route show table all\nrule show\n"
 _MARK = "=="
+_DELETED = re.compile(r"conntrack v\S+ \(conntrack-tools\): (\d+) flow entries have been deleted\.")
 _INTERFACES = msgspec.json.Decoder(list[dict[str, Any]])
 _RULES = msgspec.json.Decoder(list[dict[str, Any]])
 _ROUTES = msgspec.json.Decoder(list[Route], strict=False)
@@ -229,6 +230,30 @@ def drop(steps: Iterable[Changes]) -> None:
     left = [why for process in running for _, why in _failures(process) if not any(gone in why for gone in _GONE)]
     if left:
         raise KernelError(f"could not remove what is stale: {'; '.join(left)}")
+
+
+def can_forget() -> bool:
+    """Whether conntrack(8) is installed."""
+    return _which("conntrack") is not None
+
+
+def forget(commands: Sequence[str]) -> int:
+    """Make conntrack(8) forget connections and return how many those were.
+
+    All is done twice: a packet that was on its way through the old rules may have made a connection meanwhile.
+
+    Raises:
+        KernelError: conntrack is missing, or failed; the message says what it said.
+    """
+    command.find("conntrack")
+    once = "".join(f"{each}\n" for each in commands)
+    # Its status does not tell failure from nothing found. What it prints, a line a connection, may be very long.
+    running = command.start(["sh", "-s"], f"{{\n{once}{once}}} 2>&1 >/dev/null\n:\n")
+    said = running.wait().splitlines()
+    counts = [_DELETED.fullmatch(line) for line in said]
+    if failures := [line for line, count in zip(said, counts, strict=True) if not count]:
+        raise KernelError("; ".join(failures))
+    return sum(int(count[1]) for count in counts if count)
 
 
 def write_sysctl(key: str, value: str) -> None:

@@ -4,27 +4,51 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from msgspec import Struct
+
 from lsmpy import netfilter, shares
 from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import Chain, Table
 
 PREFIX = "LSMPY-"
+# Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
+DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
+_STRAY = f"{PREFIX}STRAY"
+_MID_STREAM = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"
 _RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
 
 
 def own_chains(router: Router) -> frozenset[str]:
     """The names of all our chains, in every table."""
-    hooks = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
+    hooks = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "FORWARD", "OUTPUT", "POSTROUTING"))
     of_isps = (f"{kind}-{isp.name}" for kind in ("MARK", "OUT") for isp in router.isps)
-    return frozenset((*hooks, *of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans)))
+    of_lans = (f"CHOOSE-{lan.name}" for lan in router.lans)
+    return frozenset((*hooks, _STRAY, DOWN, LEFT, *of_isps, *of_lans))
 
 
-def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Table:
+class Use(Struct, frozen=True):
+    """What becomes of the connections of one family.
+
+    Attributes:
+        chosen: the ISPs that get new ones.
+        down: those that are out of service while others are not.
+        left: those of a worse tier than the chosen ones, if their connections are to move; None if they may stay.
+        strays: whether new ones may begin in mid-stream.
+    """
+
+    chosen: tuple[Isp, ...]
+    down: tuple[Isp, ...] = ()
+    left: tuple[Isp, ...] | None = None
+    strays: bool = False
+
+
+def mangle(router: Router, family: Family, isps: list[Isp], use: Use) -> Table:
     """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address."""
     mask = router.options.mark_mask
     masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
-    unset = "0x0" if mask == 0xFFFFFFFF else f"0x0/{mask:#x}"
+    unset = _unset(mask)
     lans = [lan for lan in router.lans if lan.addresses(family)]
+    refusing = not use.strays and _translates(isps, family)
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
     # Broadcasts exist in IPv4 only, and the match refuses to look for them elsewhere.
     ours = "LOCAL,BROADCAST,MULTICAST" if family == 4 else "LOCAL,MULTICAST"
@@ -37,6 +61,8 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
         f"-A {pre} -m addrtype --dst-type {ours} -j RETURN",
+        # Marked but not its connection, so that it is refused on its way to an ISP and nowhere else (`refusals`).
+        *(f"-A {pre} -i {lan.interface} {_MID_STREAM} -g {_STRAY}" for lan in lans if refusing),
         *(f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans),
     ]
     chains = [
@@ -51,9 +77,41 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
     for lan in lans:
         chains.append(
-            Chain(f"CHOOSE-{lan.name}", None, _chooser(router.options.balance, f"CHOOSE-{lan.name}", candidates))
+            Chain(f"CHOOSE-{lan.name}", None, _chooser(router.options.balance, f"CHOOSE-{lan.name}", use.chosen))
         )
+    if refusing:
+        way = (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(isp):#x}/{mask:#x}" for isp in use.chosen[:1])
+        chains.append(Chain(_STRAY, None, tuple(way)))
+    for name, listed in ((DOWN, use.down), (LEFT, use.left)):
+        if listed is not None:
+            chains.append(Chain(name, None, tuple(f"-A {name} -j MARK-{isp.name}" for isp in listed)))
     return netfilter.table("mangle", chains)
+
+
+def refusals(router: Router, family: Family, isps: list[Isp]) -> Table:
+    """The table that answers a LAN's TCP packets in mid-stream with a reset, if an ISP would translate them.
+
+    The router has forgotten their connection, or never knew it: what has another address now, the far end would not
+    take for the same. Without translation it would, so that such a connection goes on by another ISP.
+    """
+    lans = [lan for lan in router.lans if lan.addresses(family)]
+    if not lans or not _translates(isps, family):
+        return netfilter.table("filter")
+    chain = f"{PREFIX}FORWARD"
+    stray = f"{_MID_STREAM} -m conntrack --ctstate NEW -m connmark --mark {_unset(router.options.mark_mask)}"
+    found = tuple(f"-A {chain} -i {lan.interface} {stray} -g {_STRAY}" for lan in lans)
+    told = tuple(f"-A {_STRAY} -o {isp.interface} -p tcp -j REJECT --reject-with tcp-reset" for isp in isps)
+    chains = (Chain("FORWARD", None, (f"-A FORWARD -j {chain}",)), Chain(chain, None, found), Chain(_STRAY, None, told))
+    return netfilter.table("filter", chains)
+
+
+def _translates(isps: list[Isp], family: Family) -> bool:
+    return any(isp.nat.kind(family) != "none" for isp in isps)
+
+
+def _unset(mask: int) -> str:
+    """How iptables prints a connection's mark that says of no ISP."""
+    return "0x0" if mask == 0xFFFFFFFF else f"0x0/{mask:#x}"
 
 
 def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
@@ -70,8 +128,7 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 @lru_cache(maxsize=1024)
 def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
-    full = mask == 0xFFFFFFFF
-    mine, unset = (value, "0x0") if full else (f"{value}/{mask:#x}", f"0x0/{mask:#x}")
+    mine, unset = value if mask == 0xFFFFFFFF else f"{value}/{mask:#x}", _unset(mask)
     marking = (
         f"-A {mark} -j MARK --set-xmark {value}/{mask:#x}",
         f"-A {mark} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}",
@@ -122,7 +179,7 @@ def _translations(isp: Isp, family: Family, chain: str) -> tuple[str, ...]:
     return *keep, f"-A {chain} -o {isp.interface} -j {target}"
 
 
-def _chooser(balance: str, chain: str, candidates: list[Isp]) -> tuple[str, ...]:
+def _chooser(balance: str, chain: str, candidates: tuple[Isp, ...]) -> tuple[str, ...]:
     """Rules that send each packet to exactly one MARK chain, whatever the state of any counter (R1).
 
     A cascade: each rule deals with what the ones before have left, and the last takes the rest, so that no packet can

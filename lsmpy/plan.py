@@ -6,12 +6,13 @@ tables and rules of an ISP stay as they are while it is down, so that its connec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
 from msgspec import Struct
 
 from lsmpy import marking, netfilter, routing
+from lsmpy.marking import Use
 from lsmpy.model import Family, Interface, Isp, Lan, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
@@ -77,6 +78,8 @@ def build(
     links: Mapping[str, Link] | None,
     extra: Mapping[Family, Mapping[str, Table]] | None = None,
     refused: Mapping[str, str] | None = None,
+    waiting: Collection[str] = (),
+    strays: bool = False,
 ) -> Plan:
     """Decide what the kernel shall hold.
 
@@ -86,9 +89,15 @@ def build(
         links: the kernel's interfaces, by name; None to take all as present.
         extra: tables of the [rules] files, by family.
         refused: ISPs whose routes the kernel has just refused, and its words.
+        waiting: ISPs that have not been up for long enough to be used again, if there is another.
+        strays: whether TCP connections that the router does not know may go on through it.
     """
-    verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}) for isp in router.isps)
-    sides = tuple(_side(router, family, verdicts, links, (extra or {}).get(family, {})) for family in router.families)
+    verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}, waiting) for isp in router.isps)
+    if waiting and not any(verdict.up for verdict in verdicts):
+        return build(router, states, links, extra, refused, (), strays)
+    sides = tuple(
+        _side(router, family, verdicts, links, (extra or {}).get(family, {}), strays) for family in router.families
+    )
     return Plan(sides, _sysctls(router, links), verdicts)
 
 
@@ -108,7 +117,12 @@ def missing(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> str:
 
 
 def _verdict(
-    router: Router, isp: Isp, status: Status, links: Mapping[str, Link] | None, refused: Mapping[str, str]
+    router: Router,
+    isp: Isp,
+    status: Status,
+    links: Mapping[str, Link] | None,
+    refused: Mapping[str, str],
+    waiting: Collection[str],
 ) -> Verdict:
     families = [family for family in router.families if isp.carries(family)]
     lacks = [missing(isp, family, links) for family in families]
@@ -119,6 +133,8 @@ def _verdict(
     if not status.up:
         why = "forced" if status.force else f"its state file says {(status.text or '')[:20]!r}"
         return Verdict(isp.name, False, why)
+    if isp.name in waiting:
+        return Verdict(isp.name, False, f"up again, and used when it was so for {router.options.failback_after_s} s")
     partly = [f"without IPv{family}: {lack}" for family, lack in zip(families, lacks, strict=True) if lack]
     return Verdict(isp.name, True, ", ".join(partly), broken=bool(partly))
 
@@ -129,20 +145,22 @@ def _side(
     verdicts: Iterable[Verdict],
     links: Mapping[str, Link] | None,
     extra: Mapping[str, Table],
+    strays: bool,
 ) -> Side:
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
     up = {verdict.isp for verdict in verdicts if verdict.up}
     own = {
-        "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, _candidates(isps, present, up)),
+        "mangle": marking.mangle(router, family, isps, _use(router, isps, present, up, strays)),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.
     tables = [
         netfilter.merge(extra.get(name, netfilter.table(name)), own.get(name, netfilter.table(name))) for name in names
     ]
+    # Only what nobody could mean comes before them: they accept what comes from a LAN.
+    tables[0] = netfilter.merge(marking.refusals(router, family, isps), tables[0])
     return Side(
         family=family,
         tables=tuple(tables),
@@ -154,12 +172,21 @@ def _side(
 # -- who gets new connections --------------------------------------------------------------------------------
 
 
-def _candidates(isps: list[Isp], present: set[str], up: set[str]) -> list[Isp]:
-    """The ISPs of the best tier that has one up; with none up at all, as if every one that is there were up."""
+def _use(router: Router, isps: list[Isp], present: set[str], up: set[str], strays: bool) -> Use:
+    """New connections are for the best tier that has an ISP up; with none up, as if every one that is there were up.
+
+    Then none is out of service either: there is nowhere to go.
+    """
     usable = [isp for isp in isps if isp.name in present & up]
-    usable = usable or [isp for isp in isps if isp.name in present] or isps
-    best = min((isp.tier for isp in usable), default=1)
-    return [isp for isp in usable if isp.tier == best]
+    serving = usable or [isp for isp in isps if isp.name in present] or isps
+    best = min((isp.tier for isp in serving), default=1)
+    moves = router.options.failback == "move"
+    return Use(
+        chosen=tuple(isp for isp in serving if isp.tier == best),
+        down=tuple(isp for isp in isps if usable and isp not in usable),
+        left=tuple(isp for isp in isps if usable and isp.tier > best) if moves else None,
+        strays=strays,
+    )
 
 
 # -- routing -------------------------------------------------------------------------------------------------

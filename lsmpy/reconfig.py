@@ -7,9 +7,10 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from lsmpy import LsmpyError, __version__, apply, config, kernel, plan, script, state
+from lsmpy import LsmpyError, __version__, apply, config, freeing, kernel, plan, script, state, youth
 from lsmpy.model import Router
 from lsmpy.netlink import Interest
 
@@ -53,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     router = config.load(options.config)
     directory = options.state_dir or Path(router.state_dir)
     if options.dry_run:
-        print(script.render(_dry_plan(router, directory), _infix(router)), end="")
+        print(script.render(_dry_plan(router, directory), _infix(router), freeing.commands(router)), end="")
         return 0
     if options.diff:
         text = apply.difference(router, directory)
@@ -81,7 +82,7 @@ def _dry_plan(router: Router, directory: Path) -> plan.Plan:
     links = kernel.read_links()
     # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted.
     here = any(isp.interface in links for isp in router.isps)
-    return plan.build(router, states, links if here else None, extra)
+    return plan.build(router, states, links if here else None, extra, strays=youth.left_s() > 0)
 
 
 def _infix(router: Router) -> str:
@@ -92,8 +93,8 @@ def _infix(router: Router) -> str:
         return "" if router.options.iptables == "auto" else f"-{router.options.iptables}"
 
 
-def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] | None = None) -> frozenset[str]:
-    """One rebuild, and a line in the log; returns its warnings.
+def _rebuild(router: Router, directory: Path, replace: bool, told: Collection[str] | None = None) -> apply.Outcome:
+    """One rebuild, and a line in the log.
 
     Args:
         router, directory, replace: as for `apply.rebuild`.
@@ -109,7 +110,7 @@ def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str
         log.info("rebuilt in %.0f ms: %s", took_ms, outcome.plan.summary)
     else:
         log.log(logging.INFO if told is None else logging.DEBUG, "nothing to do: %s", outcome.plan.summary)
-    return frozenset(outcome.warnings)
+    return outcome
 
 
 def _watch(options: argparse.Namespace, router: Router) -> int:
@@ -128,18 +129,21 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     signal.signal(signal.SIGHUP, on_hangup)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watch.stop())
-    told: frozenset[str] | None = None
+    told: Collection[str] | None = None
     for _ in watch.wakes():
         if hangups:
             hangups.clear()
             router = _reload(options.config, router)
             watch.aim(options.state_dir or Path(router.state_dir), *_interest(router))
         try:
-            told = _rebuild(router, watch.directory, options.replace, told)
+            outcome = _rebuild(router, watch.directory, options.replace, told)
         except LsmpyError as error:
             if told is None:
                 raise
             log.error("error: %s", error)
+        else:
+            told = outcome.warnings
+            watch.wake_in(outcome.again_s)
     return 0
 
 

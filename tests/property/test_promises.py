@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from lsmpy import plan, shares
+from lsmpy import changes, freeing, plan, shares
 from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
@@ -320,11 +320,128 @@ def test_dice_give_everybody_about_his_share(scene: Scene, chance: random.Random
             assert abs(count[name] - 1000 * weight / sum(weights.values())) < 100  # over six times the deviation
 
 
+# -- R4 ------------------------------------------------------------------------------------------------------
+
+
+def translates(scene: Scene, family: Family) -> bool:
+    return any(isp.nat.kind(family) != "none" for isp in scene.isps(family))
+
+
+@given(scenes(), dice, st.sampled_from(["ACK", "ACK,PSH"]))
+def test_what_is_in_mid_stream_and_unknown_leaves_by_no_isp_that_could_translate_it_and_takes_no_slot(
+    scene: Scene, chance: random.Random, flags: str
+) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        before, connection = rules.counts(), Connection()
+        packet = outbound(lan, family, connection)
+        packet.proto, packet.flags = "tcp", flags
+        assert rules.mangle("PREROUTING", packet)
+        packet.out = route(side, packet, scene.main(family))
+        there = any(scene.has(isp.interface, str(isp.addresses(family)[0].ip)) for isp in scene.isps(family))
+        if translates(scene, family):
+            assert connection.mark == 0
+            assert rules.counts() == before
+            assert packet.out in (UNREACHABLE, *(isp.interface for isp in scene.isps(family)))
+            assert packet.out == UNREACHABLE or not rules.passes(packet)
+            event("told" if packet.out != UNREACHABLE else "unreachable")
+        else:
+            assert connection.mark == packet.mark != 0
+            assert rules.passes(packet)
+        assert there or packet.out == UNREACHABLE
+
+
+@given(scenes(), dice, st.sampled_from(["tun0", "LAN"]))
+def test_what_is_in_mid_stream_and_leaves_by_no_isp_goes_on(scene: Scene, chance: random.Random, where: str) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        device = where
+        to, main = (
+            SOMEWHERE[family],
+            scene.main(family) | {{4: "203.0.113.0/24", 6: "2001:db8:ffff::/48"}[family]: "tun0"},
+        )
+        if where == "LAN":
+            other = next((each for each in scene.lans(family) if each is not lan), None)
+            if other is None:
+                continue
+            to, device = client(other, family), other.interface
+        packet = outbound(lan, family, Connection(), to)
+        packet.proto, packet.flags = "tcp", "ACK"
+        assert rules.mangle("PREROUTING", packet)
+        packet.out = route(side, packet, main)
+        assert packet.out == device
+        assert rules.passes(packet)
+
+
+@given(scenes(), dice, st.sampled_from(["SYN", "SYN,ECE", "ACK"]))
+def test_what_begins_or_is_known_is_never_refused(scene: Scene, chance: random.Random, flags: str) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        connection = Connection()
+        if flags == "ACK":  # the first packet was a SYN
+            assert rules.mangle("PREROUTING", outbound(lan, family, connection))
+        for state in ("NEW", "ESTABLISHED"):
+            packet = outbound(lan, family, connection, state=state)
+            packet.proto, packet.flags = "tcp", flags
+            assert rules.mangle("PREROUTING", packet)
+            assert packet.mark == connection.mark != 0
+            packet.out = route(side, packet, scene.main(family))
+            assert rules.passes(packet)
+
+
+@given(scenes(), dice)
+def test_at_first_what_is_in_mid_stream_is_taken_up(scene: Scene, chance: random.Random) -> None:
+    young = plan.build(scene.router, scene.states, scene.links, strays=True)
+    for family, _, lan in ways(scene):
+        side = sides(young)[family]
+        rules = Netfilter(side, scene.own(family), chance)
+        connection = Connection()
+        for _ in range(2):
+            packet = outbound(lan, family, connection)
+            packet.proto, packet.flags = "tcp", "ACK"
+            assert rules.mangle("PREROUTING", packet)
+            assert packet.mark == connection.mark != 0
+            packet.out = route(side, packet, scene.main(family))
+            assert rules.passes(packet)
+            connection.confirmed = True
+
+
+@given(scenes(), st.data())
+def test_exactly_who_goes_out_of_service_is_freed_and_listed_last(scene: Scene, data: st.DataObject) -> None:
+    later = data.draw(statuses(scene.router))
+    known = freeing.commands(scene.router)
+    for live, want in zip(scene.plan().sides, scene.plan(later).sides, strict=True):
+        isps = {isp.name for isp in scene.isps(live.family) if scene.present(isp, live.family)}
+        was = {name for name in isps if scene.states[name].up} or {isp.name for isp in scene.isps(live.family)}
+        now = {name for name in isps if later[name].up}
+        step = changes.between(live, want)
+        part = freeing.part(live, step, known)
+        assert part.isps == (was - now if now else set())
+        # Whoever is killed in between has it to do once more, with the rest done.
+        early = Side(live.family, part.early.tables or want.tables, live.routes, live.rules)
+        if part.isps:
+            half = Side(live.family, tuple(early.table(table.name) for table in want.tables), want.routes, want.rules)
+            again = freeing.part(half, changes.between(half, want), known)
+            assert again.isps == part.isps
+            assert chosen(half) == chosen(want)
+            assert [table.name for table in part.late.tables] == ["mangle"]
+            assert part.late.tables[0] == want.table("mangle").with_policies(live.table("mangle").policies())
+        else:
+            assert part.early == step
+        assert not freeing.part(want, changes.between(want, want), known).isps
+
+
+def chosen(side: Side) -> list[str]:
+    return [rule for rule in side.table("mangle").rules if rule.startswith("-A CHOOSE-")]
+
+
 # -- what depends on the states, and what does not -----------------------------------------------------------
 
 
 def without_choices(table: Table) -> list[object]:
-    return [(chain.name, () if chain.name.startswith("CHOOSE-") else chain.rules) for chain in table.chains]
+    """What is the same whoever is up: not who is chosen, by which way strays are refused, nor who is out of service."""
+    free = ("CHOOSE-", *(() if table.name == "filter" else ("LSMPY-STRAY", "LSMPY-DOWN")))
+    return [(chain.name, () if chain.name.startswith(free) else chain.rules) for chain in table.chains]
 
 
 @given(scenes(), st.data())
