@@ -19,7 +19,7 @@ def begin() -> None:
         LsmpyError: it cannot be noted.
     """
     try:
-        PATH.write_text(f"{_now():.0f}\n")
+        PATH.write_text(f"{_now()}\n")
     except OSError as error:
         raise LsmpyError(f"cannot write {PATH}: {error.strerror}. Nothing was changed") from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -244,31 +245,42 @@ def test_the_script_frees_them_as_well(tmp_path: Path, infix: str) -> None:
 # -- in mid-stream -------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def talkers(router: Rig, server: str, family: Family, port: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """Two TCP connections; what they have heard, and what makes each of them say something more."""
+    said: list[str] = []
+    with ExitStack() as stack:
+        if server:
+            ready: list[str] = []
+            router.lab.start("internet", [sys.executable, "-c", server], ready.append)
+            wait_until(lambda: ready, what="a server")
+        doors = []
+        for number in range(2):
+            reading, writing = os.pipe()
+            doors.append(stack.enter_context(os.fdopen(writing, "w")))
+            # Its standard input is this pipe, wherever it runs.
+            argv = ["sh", "-c", f'exec "$@" </proc/{os.getpid()}/fd/{reading}', "sh", sys.executable, "-c", IDLE]
+            router.lab.start(lan_node(LAN), [*argv, str(router.lab.server[family]), str(port)], said.append)
+            wait_until(lambda: len(said) > number, what="a connection")  # noqa: B023
+            os.close(reading)
+
+        def speak() -> None:
+            for door in doors:
+                door.write("go on\n")
+                door.flush()
+
+        yield said, speak
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_idle_connection_learns_it_when_it_speaks(tmp_path: Path, family: Family) -> None:
-    with settled(tmp_path, configuration()) as router:
-        said: list[str] = []
-        argv = [sys.executable, "-c", IDLE, str(router.lab.server[family]), str(PORT)]
-        asking = [
-            router.lab.start(
-                lan_node(LAN),
-                ["sh", "-c", f'mkfifo {tmp_path}/in{n}; exec "$@" <{tmp_path}/in{n}', "sh", *argv],
-                said.append,
-            )
-            for n in range(2)
-        ]
-        wait_until(lambda: all((tmp_path / f"in{n}").exists() for n in range(2)), what="them")
-        doors = [(tmp_path / f"in{n}").open("w") for n in range(2)]
-        wait_until(lambda: len(said) == 2, what="two connections")
+    """And that is after the ISP is back."""
+    with settled(tmp_path, configuration()) as router, talkers(router, "", family, PORT) as (said, speak):
         assert sorted(said) == ["ISP1\n", "ISP2\n"]
-        router.say("ISP2", "down")
-        router.rebuild()
-        router.say("ISP2", "up")
-        router.rebuild()
-        assert all(each.alive for each in asking)
-        for door in doors:
-            door.write("go on\n")
-            door.close()
+        for text in ("down", "up"):
+            router.say("ISP2", text)
+            router.rebuild()
+        speak()
         wait_until(lambda: len(said) == 4, what="what became of them")
         assert sorted(said[2:]) == ["Connection reset by peer\n", "ISP1\n"]
         assert router.foreign() == 0
@@ -322,24 +334,42 @@ def test_what_is_in_mid_stream_to_elsewhere_goes_on(tmp_path: Path, family: Fami
                 return int(next(line for line in saved.splitlines() if "heard" in line)[1:].split(":")[0])
 
             wait_until(lambda: arrived() == 2, what="them in the other LAN")
-            wait_until(lambda: sum(line.split()[::2] == [me, "6"] for line in list(said)) == 2, what="them in the tunnel")
+            wait_until(
+                lambda: sum(line.split()[::2] == [me, "6"] for line in list(said)) == 2, what="them in the tunnel"
+            )
+
+
+ECHO = """
+import socket, sys, threading
+def serve(peer):
+    while text := peer.recv(100):
+        peer.sendall(text)
+with socket.create_server(("::", 8888), family=socket.AF_INET6) as server:
+    print("ready", flush=True)
+    while True:
+        threading.Thread(target=serve, args=[server.accept()[0]], daemon=True).start()
+"""
 
 
 def test_what_is_not_translated_goes_on_by_another_isp_with_tcp_too(tmp_path: Path) -> None:
-    with settled(tmp_path, configuration(ipv6="none")) as router:
-        with flows.LongFlows(router.lab, LAN, 6, ("tcp",), (6,)) as long:
-            wait_until(lambda: set(long.isps().values()) == set(ISPS), what="long flows by both")
-            router.say("ISP2", "down")
-            router.rebuild()
-            wait_until(lambda: set(long.isps().values()) == {"ISP1"}, what="all of them by ISP1")
-            events = long.stop()
-        assert not any(event.broken for event in events)
-        assert router.foreign() == 0
+    with settled(tmp_path, configuration(ipv6="none")) as router, talkers(router, ECHO, 6, 8888) as (said, speak):
+        arrived = [router.arrived(isp, "-p tcp --dport 8888", 6) for isp in ISPS]
+        speak()
+        wait_until(lambda: said.count("more\n") == 4 and all(count() for count in arrived), what="one by each ISP")
+        router.say("ISP2", "down")
+        assert "freed" in router.rebuild()
+        before = [count() for count in arrived]
+        speak()
+        wait_until(lambda: said.count("more\n") == 6, what="both to go on")
+        wait_until(lambda: arrived[0]() >= before[0] + 4, what="the last acknowledgements")
+        assert arrived[1]() == before[1]
 
 
 def test_at_first_connections_are_taken_up_and_a_minute_later_no_more(tmp_path: Path) -> None:
     with rig(tmp_path, configuration()) as router:
         router.rebuild()
+        for isp in ISPS:
+            router.lab.kill_upstream(isp)  # or the server would reset what it does not know
         arrived = [router.arrived(isp, "-p tcp") for isp in ISPS]
         me, to = str(router.lab.host(LAN, 4)), str(router.lab.server[4])
         argv = [sys.executable, "-c", SEGMENTS, me, to, str(PORT)]
@@ -354,7 +384,8 @@ def test_at_first_connections_are_taken_up_and_a_minute_later_no_more(tmp_path: 
         router.lab.run(lan_node(LAN), *argv, "41000", bytes([ACK] * 4).hex())
         wait_until(lambda: [count() for count in arrived] == [4, 4], what="them again")
         router.lab.run(lan_node(LAN), *argv, "42000", bytes([ACK] * 4).hex())
-        router.send(2, ("tcp",))
+        router.lab.run(lan_node(LAN), sys.executable, "-c", DATAGRAMS, to, str(PORT), "43000", "1", stdin="\n")
+        assert any("sport=43000" in each for each in router.connections().values())
         assert not any("sport=4200" in each for each in router.connections().values())
         assert router.idle()
         assert router.reconfig("--clear").status == 0
@@ -426,7 +457,7 @@ def test_who_is_back_is_used_when_it_has_been_so_for_long_enough(tmp_path: Path)
         watcher.await_line("up ISP1 ISP2", after=seen)
         assert 3 <= time.time() - began < 6
         assert {flow.isp for flow in router.send(4)} == set(ISPS)
-        assert sum("up again" in line for line in watcher.lines) == 1
+        assert sum(line.startswith("ISP2: up again") for line in watcher.lines) == 1
 
 
 def test_nobody_waits_who_is_alone_or_was_never_out_of_service_or_is_forced(tmp_path: Path) -> None:
