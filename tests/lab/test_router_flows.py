@@ -93,6 +93,9 @@ def test_a_dead_isps_tcp_connections_are_told_and_others_notice_nothing(
         broken = {event.flow: event.why for event in events if event.event == "broken"}
         assert broken == dict.fromkeys(theirs, "Connection reset by peer")
         assert [count() for count in arrived] == [0, 0]
+        # Nor did the router take them for new ones by the other.
+        known = [each for family in FAMILIES for each in router.connections(family).values() if each.startswith("tcp")]
+        assert len(known) == len(began) - len(theirs)
         assert long.isps() == began
         for event in events:
             if event.event == "end" and event.flow not in theirs:
@@ -283,6 +286,7 @@ def test_an_idle_connection_learns_it_when_it_speaks(tmp_path: Path, family: Fam
         speak()
         wait_until(lambda: len(said) == 4, what="what became of them")
         assert sorted(said[2:]) == ["Connection reset by peer\n", "ISP1\n"]
+        assert sum(each.startswith("tcp") for each in router.connections(family).values()) == 1
         assert router.foreign() == 0
 
 
