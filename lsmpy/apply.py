@@ -297,7 +297,7 @@ def _forget(known: Commands, parts: list[Parting], warnings: list[str]) -> None:
         return
     names = ", ".join(sorted({isp for _, isp in gone}))
     try:
-        count = kernel.forget([each for family_and_isp in gone for each in known[family_and_isp]])
+        count = kernel.forget(known[family_and_isp] for family_and_isp in gone)
         log.info("%d connections of %s freed", count, names)
     except LsmpyError as error:
         warnings.append(f"the connections of {names} could not be freed, they stay until they end: {error}")

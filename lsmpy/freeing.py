@@ -50,16 +50,17 @@ def part(live: Side, step: Changes, known: Commands) -> Parting:
 def commands(router: Router) -> Commands:
     """How conntrack(8) forgets the connections of each ISP; nothing where that is not wanted.
 
-    By mark, and those that are older than our marks by its address.
+    By mark, those that are older than our marks by its address, and again by mark: a packet that was on its way through
+    the old rules may have made a connection meanwhile.
     """
     if not router.options.flush_conntrack:
         return {}
     made = {}
     for family, isp in ((family, isp) for family in router.families for isp in router.isps if isp.carries(family)):
         forget = f"conntrack -D -f ipv{family}"
-        mark = f"{router.mark_value(isp):#x}/{router.options.mark_mask:#x}"
+        marked = f"{forget} --mark {router.mark_value(isp):#x}/{router.options.mark_mask:#x}"
         addresses = (f"{forget} --reply-dst {each.ip}" for each in isp.addresses(family))
-        made[family, isp.name] = (f"{forget} --mark {mark}", *addresses)
+        made[family, isp.name] = (marked, *addresses, marked)
     return made
 
 

@@ -237,19 +237,20 @@ def can_forget() -> bool:
     return _which("conntrack") is not None
 
 
-def forget(commands: Sequence[str]) -> int:
+def forget(batches: Iterable[Sequence[str]]) -> int:
     """Make conntrack(8) forget connections and return how many those were.
 
-    All is done twice: a packet that was on its way through the old rules may have made a connection meanwhile.
+    Args:
+        batches: its command lines; each batch runs by itself, as every look at a large table takes its time.
 
     Raises:
         KernelError: conntrack is missing, or failed; the message says what it said.
     """
     command.find("conntrack")
-    once = "".join(f"{each}\n" for each in commands)
     # Its status does not tell failure from nothing found. What it prints, a line a connection, may be very long.
-    running = command.start(["sh", "-s"], f"{{\n{once}{once}}} 2>&1 >/dev/null\n:\n")
-    said = running.wait().splitlines()
+    texts = ["".join(f"{line} 2>&1 >/dev/null\n" for line in batch) + ":\n" for batch in batches]
+    running = [command.start(["sh", "-s"], text) for text in texts]
+    said = [line for process in running for line in process.wait().splitlines()]
     counts = [_DELETED.fullmatch(line) for line in said]
     if failures := [line for line, count in zip(said, counts, strict=True) if not count]:
         raise KernelError("; ".join(failures))

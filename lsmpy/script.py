@@ -55,13 +55,13 @@ only_routes() {
 """
 _FREE = r"""
 # Frees the connections of the ISP $3, by the commands on standard input, if in the former table $1 it was in service:
-# neither its list $2 nor the one of those that are down had it. Twice, for what a packet on its way has made meanwhile.
+# neither its list $2 nor the one of those that are down had it.
 free() {
     commands=$(cat)
     printf '%s\n' "$1" | grep -q "^:$2 " || return 0
     printf '%s\n' "$1" | grep -qxE -e "-A ($2|@DOWN@) -j MARK-$3" && return 0
     command -v conntrack >/dev/null || { echo "conntrack is not installed: connections stay on $3" >&2; return 0; }
-    printf '%s\n' "$commands" "$commands" | sh >/dev/null 2>&1 || true
+    printf '%s\n' "$commands" | sh >/dev/null 2>&1 || true
 }
 """.replace("@DOWN@", DOWN)
 

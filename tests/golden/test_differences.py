@@ -159,6 +159,7 @@ def test_connections_are_freed(article: Router) -> None:
     assert freeing.commands(article)[4, "ISP2"] == (
         "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
         "conntrack -D -f ipv4 --reply-dst 2.2.2.1",
+        "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
     )
 
 
