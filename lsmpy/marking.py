@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, netfilter
+from lsmpy import choice, netfilter, policies
 from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
@@ -23,11 +23,20 @@ class OwnChains(Struct, frozen=True):
 def own_chains(router: Router) -> OwnChains:
     """The names of all our chains."""
     of_isps = (f"{kind}-{isp.name}" for kind in ("MARK", "OUT") for isp in router.isps)
-    return OwnChains(frozenset((*of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans))))
+    of_lans = (f"CHOOSE-{lan.name}" for lan in router.lans)
+    return OwnChains(frozenset((*of_isps, *of_lans, *(f"POLICY-{policy.name}" for policy in router.policies))))
 
 
-def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Table:
-    """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address."""
+def mangle(router: Router, family: Family, isps: list[Isp], usable: list[Isp], candidates: list[Isp]) -> Table:
+    """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address.
+
+    Args:
+        router: the configuration.
+        family: 4 or 6.
+        isps: those that carry it.
+        usable: those of them that may be used now.
+        candidates: those of them that get what is balanced.
+    """
     mask = router.options.mark_mask
     masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
     unset = netfilter.bits(0, mask)
@@ -44,8 +53,14 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
     ]
-    if not choice.by_rule(isps):
+    balancing = not choice.by_rule(isps)
+    if router.policies or balancing:
         before.append(f"-A {pre} -m addrtype --dst-type {ours} -j RETURN")
+    if router.policies:
+        before += [f"-A {pre} -i {lan.interface} -j {policies.ENTRY}" for lan in lans]
+    if router.policies and balancing:
+        before.append(f"-A {pre} -m mark ! --mark {unset} -j RETURN")
+    if balancing:
         before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
@@ -57,6 +72,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
     ]
     for isp in isps:
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
+    chains += policies.chains(router, family, {isp.name for isp in usable})
     return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, candidates)])
 
 

@@ -134,11 +134,12 @@ def _side(
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
     up = {verdict.isp for verdict in verdicts if verdict.up}
-    candidates = _candidates(isps, present, up)
+    usable = _usable(isps, present, up)
+    candidates = [isp for isp in usable if isp.tier == min(each.tier for each in usable)]
     own = {
         "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, candidates),
+        "mangle": marking.mangle(router, family, isps, usable, candidates),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.
@@ -156,12 +157,10 @@ def _side(
 # -- who gets new connections --------------------------------------------------------------------------------
 
 
-def _candidates(isps: list[Isp], present: set[str], up: set[str]) -> list[Isp]:
-    """The ISPs of the best tier that has one up; with none up at all, as if every one that is there were up."""
+def _usable(isps: list[Isp], present: set[str], up: set[str]) -> list[Isp]:
+    """The ISPs that are up; with none up at all, as if every one that is there were."""
     usable = [isp for isp in isps if isp.name in present & up]
-    usable = usable or [isp for isp in isps if isp.name in present] or isps
-    best = min((isp.tier for isp in usable), default=1)
-    return [isp for isp in usable if isp.tier == best]
+    return usable or [isp for isp in isps if isp.name in present] or isps
 
 
 # -- routing -------------------------------------------------------------------------------------------------
@@ -221,6 +220,9 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
+    if router.refusal:
+        # Not `unreachable`: of that a UDP socket is not told (icmp_err_convert in net/ipv4/icmp.c), and waits.
+        yield Rule(BY_MARK, routing.fwmark(router.refusal, router.options.mark_mask), 0, kind=routing.PROHIBIT)
     if candidates and choice.by_rule(isps):
         for lan in router.lans:
             if lan.addresses(family):

@@ -12,8 +12,8 @@ PROTOCOL = 76
 MAIN = 254
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
-UNICAST, UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
-_KINDS = {UNREACHABLE: "unreachable"}
+UNICAST, UNREACHABLE, PROHIBIT = "1", "7", "8"  # rtm_type, rtnetlink(7)
+_KINDS = {UNREACHABLE: "unreachable", PROHIBIT: "prohibit"}
 
 
 _NAMES = {"target": "dst", "kind": "type", "device": "dev", "source": "prefsrc"}
@@ -57,17 +57,22 @@ class Route(Struct, frozen=True, rename=_NAMES):
 
 
 class Rule(Struct, frozen=True):
-    """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`."""
+    """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`.
+
+    `kind` is what else is done with it, as the kernel's number of a route's type; then the table is 0.
+    """
 
     priority: int
     selector: str
     table: int
     suppress_default: bool = False
     protocol: int = PROTOCOL
+    kind: str = UNICAST
 
     def words(self) -> str:
         """The arguments of `ip rule add` and `ip rule del`."""
-        parts = [f"pref {self.priority}", self.selector or "from all", f"lookup {self.table}"]
+        action = f"lookup {self.table}" if self.kind == UNICAST else _KINDS.get(self.kind, self.kind)
+        parts = [f"pref {self.priority}", self.selector or "from all", action]
         parts += ["suppress_prefixlength 0"] if self.suppress_default else []
         parts += [f"protocol {self.protocol}"] if self.protocol else []
         return " ".join(parts)
@@ -114,6 +119,7 @@ def read_rule(item: Mapping[str, Any]) -> Rule:
         table=int(item.get("table", 0)),
         suppress_default=item.get("suppress_prefixlen") == 0,
         protocol=int(item.get("protocol", 0)),
+        kind=item.get("action", UNICAST),
     )
 
 

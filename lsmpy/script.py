@@ -8,7 +8,7 @@ from lsmpy import netfilter
 from lsmpy.changes import add_text
 from lsmpy.netfilter import BUILTIN, Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import PROTOCOL
+from lsmpy.routing import PROTOCOL, UNICAST
 
 _TOOLS = {4: "iptables", 6: "ip6tables"}
 _HEADER = r"""#!/bin/sh
@@ -89,7 +89,8 @@ def _printed_rules(side: Side) -> Iterable[str]:
     for rule in side.rules:
         selector = rule.selector if rule.selector.startswith("from") else f"from all {rule.selector}".strip()
         suppress = " suppress_prefixlength 0" if rule.suppress_default else ""
-        yield f"pref {rule.priority} {selector} lookup {rule.table}{suppress} proto {rule.protocol}"
+        action = f"lookup {rule.table}" if rule.kind == UNICAST else rule.kind
+        yield f"pref {rule.priority} {selector} {action}{suppress} proto {rule.protocol}"
 
 
 def _lines(items: Iterable[str]) -> str:

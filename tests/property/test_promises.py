@@ -366,7 +366,7 @@ def without_choices(table: Table) -> list[object]:
     return [each for each in rules.items() if not each[0].startswith("LSMPY-BUCKETS-")]
 
 
-@given(scenes(), st.data())
+@given(scenes(with_policies=True), st.data())
 def test_only_the_choice_for_new_connections_depends_on_the_states(scene: Scene, data: st.DataObject) -> None:
     one, two = scene.plan(), scene.plan(data.draw(statuses(scene.router)))
     assert one.sysctls == two.sysctls

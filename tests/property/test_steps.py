@@ -135,7 +135,7 @@ def test_a_part_leads_to_what_the_whole_table_does(live: Side, want: Side) -> No
             assert netfilter.table(table.name, (*before.chains, *part.chains)).same_as(table)
 
 
-@given(scenes(), st.data())
+@given(scenes(with_policies=True), st.data())
 def test_a_change_of_state_loads_at_most_the_table_that_marks_or_the_rules_by_tier(
     scene: Scene, data: st.DataObject
 ) -> None:

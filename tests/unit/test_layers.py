@@ -17,7 +17,19 @@ DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
-    *("plan", "marking", "choice", "shares", "buckets", "tree", "netfilter", "routing", "changes", "script"),
+    *(
+        "plan",
+        "marking",
+        "choice",
+        "policies",
+        "shares",
+        "buckets",
+        "tree",
+        "netfilter",
+        "routing",
+        "changes",
+        "script",
+    ),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}
 

@@ -75,7 +75,11 @@ def test_rules_in_words(rule: Rule, words: str) -> None:
             {"priority": 5, "not": None, "src": "10.0.0.1", "table": "250"},
             Rule(5, "not from 10.0.0.1", 250, protocol=0),
         ),
-        ({"priority": 9, "src": "all", "action": "prohibit"}, Rule(9, "", 0, protocol=0)),
+        ({"priority": 9, "src": "all", "action": "8"}, Rule(9, "", 0, protocol=0, kind="8")),
+        (
+            {"priority": 20002, "src": "all", "fwmark": "0xff00", "fwmask": "0xff00", "action": "7", "protocol": "76"},
+            Rule(20002, "fwmark 0xff00/0xff00", 0, kind="7"),
+        ),
     ],
 )
 def test_rules_as_ip_prints_them(item: dict[str, object], rule: Rule) -> None:
