@@ -17,7 +17,7 @@ from lsmpy.kernel import Backend, KernelError, Refusal
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import Link, Route
+from lsmpy.routing import LOCAL_DEFAULT, Link, Route
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) 
             raise KernelError(f"the kernel refuses the rule '{refusal.item.words()}': {refusal.why}")
         warnings.append(f"the kernel refuses the route '{refusal.item.words()}': {refusal.why}")
         for isp in router.isps:
-            if refusal.item.device == isp.interface:
+            if refusal.item.device == isp.interface and refusal.item.table != LOCAL_DEFAULT:
                 refused[isp.name] = f"the kernel refuses its route: {refusal.why}"
     return refused
 

@@ -9,6 +9,7 @@ from typing import Any
 from lsmpy import shares
 from lsmpy.mistakes import Mistakes, shown
 from lsmpy.model import AUTO, FAMILIES, NONE, Addressed, Isp, Lan, Options, Policy, lowest_bit, parse_check, parse_ports
+from lsmpy.routing import LOCAL_DEFAULT
 
 
 def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
@@ -33,6 +34,14 @@ def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options
         _check_isp(mistakes, index, isp)
     if options.balance == "nth" and not mistakes.any_replaced("balance", "weight", "tier"):
         _check_weights(mistakes, isps)
+
+
+def check_local(mistakes: Mistakes, isps: list[Isp], options: Options) -> None:
+    """Add to the `mistakes` an ISP that has the table which `local_traffic = "balance"` needs."""
+    for index, isp in enumerate(isps):
+        if options.local_traffic == "balance" and isp.table == LOCAL_DEFAULT:
+            text = f'{isp.table} is what local_traffic = "balance" uses; give another one'
+            mistakes.wrong("isp", index, "table", text)
 
 
 def check_router_part(mistakes: Mistakes, isps: list[Isp]) -> None:

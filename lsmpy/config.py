@@ -19,7 +19,6 @@ DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 # What the contract promises and a later version brings: refused loudly, never ignored.
 _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
-    "router.local_traffic": ("balance",),
     "router.when_all_down": ("flush", "unreachable"),
     "router.flush_conntrack": (True,),
     "isp.clamp_mss": (True,),
@@ -112,6 +111,7 @@ class _Reader:
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
         options = Options(**tables["router"])
         checks.check(self.mistakes, isps, lans, options)
+        checks.check_local(self.mistakes, isps, options)
         checks.check_policies(self.mistakes, policies, isps, lans, options)
         if not probing:
             checks.check_router_part(self.mistakes, isps)

@@ -53,21 +53,34 @@ def mangle(router: Router, family: Family, isps: list[Isp], usable: list[Isp], c
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
     ]
-    balancing = not choice.by_rule(isps)
+    balancing, local = not choice.by_rule(isps), f"{PREFIX}LOCAL"
+    chosen = f"-m mark ! --mark {unset} -j RETURN"
     if router.policies or balancing:
         before.append(f"-A {pre} -m addrtype --dst-type {ours} -j RETURN")
     if router.policies:
         before += [f"-A {pre} -i {lan.interface} -j {policies.ENTRY}" for lan in lans]
     if router.policies and balancing:
-        before.append(f"-A {pre} -m mark ! --mark {unset} -j RETURN")
+        before.append(f"-A {pre} {chosen}")
     if balancing:
         before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
+    begun = [f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}"]
+    own: list[str] = []
+    if router.options.local_traffic == "balance" and (router.policies or balancing):
+        begun += [f"-A {out} {chosen}", f"-A {out} -m conntrack ! --ctstate NEW -j RETURN"]
+        begun += [f"-A {out} -o {isp.interface} -g {local}" for isp in isps]
+        # Who is bound to an ISP's address has chosen.
+        bound = [each for isp in isps for each in isp.addresses(family)]
+        own += [f"-A {local} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in bound]
+        own.append(f"-A {local} -m addrtype --dst-type {ours} -j RETURN")
+        own += [f"-A {local} -j {policies.ENTRY}", f"-A {local} {chosen}"] if router.policies else []
+        own += [f"-A {local} -g {choice.OWN}"] if balancing else []
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
         Chain("OUTPUT", None, (f"-A OUTPUT -j {out}",)),
         Chain("POSTROUTING", None, (f"-A POSTROUTING -j {post}",)),
         Chain(pre, None, tuple(before)),
-        Chain(out, None, (f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}",)),
+        Chain(out, None, tuple(begun)),
+        *([Chain(local, None, tuple(own))] if own else []),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
     for isp in isps:

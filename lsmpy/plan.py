@@ -20,7 +20,7 @@ from lsmpy.state import Status
 # `flush = "all"` rebuilds these whole; a [rules] file may add others.
 OWN_TABLES = ("filter", "nat", "mangle")
 # Priorities of our rules, before main's 32766.
-FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER = range(20000, 20004)
+FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, LOCAL = range(20000, 20005)
 
 
 class Verdict(Struct, frozen=True):
@@ -149,7 +149,7 @@ def _side(
     return Side(
         family=family,
         tables=tuple(tables),
-        routes=tuple(_routes(router, family, isps, links)),
+        routes=(*_routes(router, family, isps, links), *_local_default(router, family, candidates, links)),
         rules=tuple(_rules(router, family, isps, candidates)),
     )
 
@@ -181,6 +181,26 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
         if _has(isp.interface, isp.addresses(family)[0], links):
             yield routing.unicast(family, number, "default", isp.interface, host(isp.next_hop(family)), None)
         yield routing.unreachable(family, number)
+
+
+def _local_default(
+    router: Router, family: Family, candidates: list[Isp], links: Mapping[str, Link] | None
+) -> Iterable[Route]:
+    """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN.
+
+    connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
+    it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
+    LANs. Main's own default is left as it is, whoever made it: the rule to this table stands before it. There is no
+    `unreachable` at the end, so that a socket bound to a device of others still finds their default in main.
+    """
+    if router.options.local_traffic == "main":
+        return
+    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family))
+    source = next((host(each) for device, each in lans if _has(device, each, links)), None)
+    for isp in candidates[:1]:
+        if _has(isp.interface, isp.addresses(family)[0], links):
+            hop = host(isp.next_hop(family))
+            yield routing.unicast(family, routing.LOCAL_DEFAULT, "default", isp.interface, hop, source)
 
 
 def _local(
@@ -223,6 +243,8 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
     if router.refusal:
         # Not `unreachable`: of that a UDP socket is not told (icmp_err_convert in net/ipv4/icmp.c), and waits.
         yield Rule(BY_MARK, routing.fwmark(router.refusal, router.options.mark_mask), 0, kind=routing.PROHIBIT)
+    if router.options.local_traffic == "balance":
+        yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
     if candidates and choice.by_rule(isps):
         for lan in router.lans:
             if lan.addresses(family):

@@ -10,6 +10,7 @@ from msgspec import Struct
 # Marks what is ours in routes and rules, as routing daemons do (rt_protos); free in iproute2's list.
 PROTOCOL = 76
 MAIN = 254
+LOCAL_DEFAULT = PROTOCOL  # the table with the default route of what the router itself begins
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
 UNICAST, UNREACHABLE, PROHIBIT = "1", "7", "8"  # rtm_type, rtnetlink(7)

@@ -562,7 +562,6 @@ ONLY_PROBED = {
 }
 LATER = {
     "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
-    "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
     "flush": ("[router]\nwhen_all_down = 'flush'\n" + ISP, '2: router.when_all_down: "flush" needs a later'),
     "unreachable": ("[router]\nwhen_all_down = 'unreachable'\n" + ISP, "2: router.when_all_down: "),
     "conntrack": ("[router]\nflush_conntrack = true\n" + ISP, "2: router.flush_conntrack: true needs a later version"),
