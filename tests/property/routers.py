@@ -22,7 +22,13 @@ FAMILIES: tuple[Family, ...] = (4, 6)
 SOMEWHERE: Mapping[Family, str] = {4: "203.0.113.9", 6: "2001:db8:ffff::9"}
 TEXTS = (None, "up", "down", "long_down", "", "Up", "rubbish")
 BALANCES = ("nth", "random", "hash")
-CHOICES = ("CHOOSE-", "POLICY-", "LSMPY-BUCKETS", "LSMPY-DICE")  # what the chains that depend on the states are called
+CHOICES = (
+    "CHOOSE-",
+    "LSMPY-CHOOSE",
+    "POLICY-",
+    "LSMPY-BUCKETS",
+    "LSMPY-DICE",
+)  # what the chains that depend on the states are called
 MASKS = (0xFFFFFFFF, 0xFF00, 0xF0, 0x7)
 
 
@@ -90,12 +96,13 @@ def routers(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2, balances: 
     """2 to 6 ISPs and 1 to 3 LANs, of either family or both."""
     mask = draw(st.sampled_from(MASKS))
     text = f"[router]\nbalance = '{draw(st.sampled_from(balances))}'\nmark_mask = {mask:#x}\n"
+    text += f"local_traffic = '{draw(st.sampled_from(['main', 'balance']))}'\n"
     nat4, nat6 = draw(st.sampled_from(["snat", "masquerade", "none"])), draw(st.sampled_from(["none", "snat"]))
     text += f"[nat]\nipv4 = '{nat4}'\nipv6 = '{nat6}'\n"
     count = draw(st.integers(least_isps, most_isps))
     highest = mask // (mask & -mask)
     marks = draw(st.lists(st.integers(1, min(highest, 1000)), min_size=count, max_size=count, unique=True))
-    tables = draw(st.lists(st.integers(1, 252), min_size=count, max_size=count, unique=True))
+    tables = draw(st.lists(st.integers(77, 252), min_size=count, max_size=count, unique=True))
     equal = draw(st.booleans())
     for place in range(count):
         four, six = draw(st.sampled_from([(1, 1), (1, 0), (0, 1), (2, 1)]))

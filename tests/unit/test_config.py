@@ -399,6 +399,10 @@ WRONG = {
         ISP + "weight = 100\n" + TWO[len(ISP) :] + "weight = 33\n",
         '7: isp.weight: the weights of tier 1 need 133 slots and nth has 128; give 3:1, or balance = "random"',
     ),
+    "the table of local traffic": (
+        "[router]\nlocal_traffic = 'balance'\n" + ISP + "table = 76\n",
+        '9: isp.table: 76 is what local_traffic = "balance" uses; give another one',
+    ),
     "policy without a name": (ISP + "[[policy]]\nuse = 'ISP1'\n", "7: policy.name: is missing; give 1 to 20 letters"),
     "policy without use": (POLICY.replace("use", "#"), "7: policy.use: is missing; give text or a list of texts"),
     "policy for nobody": (
