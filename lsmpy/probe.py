@@ -81,9 +81,10 @@ class Daemon:
             self._selector.select(max(0, wake_ns - clock_ns()) / _S)
             # Before looking what is there, so that nothing is judged as missing that had arrived by then.
             now_ns = clock_ns()
+            stalled = now_ns > wake_ns + _STALL_NS
             for key, _ in self._selector.select(0):
-                key.data(now_ns)
-            if now_ns > wake_ns + _STALL_NS:
+                key.data(wake_ns - 1 if stalled else now_ns)  # whose time ended while we slept is nobody's loss
+            if stalled:
                 for prober in self._probers:
                     prober.stalled()
             self._turn(now_ns)

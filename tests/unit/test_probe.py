@@ -264,6 +264,18 @@ def test_a_machine_that_slept_loses_nothing(house: House, waits: bool, caplog: p
     assert house.says() == ["up", "up"]
 
 
+def test_an_answer_after_a_sleep_makes_no_loss_of_what_was_unanswered_before_it(house: House) -> None:
+    house.start(isps([OWN1], [OWN2]).replace("timeout_ms = 20", "timeout_ms = 400"))
+    house.run(3)
+    lost_ns = house.world.now_ns + S
+    house.world.answer = lambda *_: None if 0 <= house.world.now_ns - lost_ns < 100 * MS else 100 * MS
+    house.world.sleeps = [(lost_ns + 250 * MS, lost_ns + 2 * S, True)]
+    house.run(3.5)
+    unanswered = [sum(at is None for _, at in port.truth.values()) for port in house.world.ports]
+    assert min(unanswered) > 0
+    assert [target.link.lost for target in house.targets] == [0, 0]
+
+
 def test_what_somebody_writes_is_seen_and_left_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     house.start(isps([OWN1], [OWN2]))
