@@ -11,6 +11,7 @@ from lsmpy import choice, netfilter
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
+KINDS = ("MARK-", "OUT-", "CHOOSE-")  # what the chains with the name of an ISP or a LAN in theirs begin with
 _LINK_LOCAL = "fe80::/10"
 
 
@@ -47,8 +48,11 @@ def mangle(
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
     # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
     ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
+    others = router.others_bits
+    marked_by_others = f"-m mark ! --mark {netfilter.bits(0, others)} -j RETURN"
     before = [
         *_between_lans(pre, family, lans),
+        *([f"-A {pre} {marked_by_others}"] if others else []),
         # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
         f"-A {pre} -j CONNMARK --restore-mark {masks}",
         f"-A {pre} -m mark ! --mark {unset} -j RETURN",
@@ -59,17 +63,19 @@ def mangle(
     if not choice.by_rule(isps):
         before += [f"-A {pre} -m addrtype --dst-type {each} -j RETURN" for each in ours]
         before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
+    going = [f"-A {out} {marked_by_others}"] if others else []
+    going.append(f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}")
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
         Chain("OUTPUT", None, (f"-A OUTPUT -j {out}",)),
         Chain("POSTROUTING", None, (f"-A POSTROUTING -j {post}",)),
         Chain(pre, None, tuple(before)),
-        Chain(out, None, (f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}",)),
+        Chain(out, None, tuple(going)),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
-        chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
+        chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask, others)
     return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, candidates)])
 
 
@@ -109,20 +115,21 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain, Chain]:
+def _mark_chains(isp: Isp, family: Family, value: str, mask: int, others: int) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
     mine, unset = netfilter.bits(int(value, 16), mask), netfilter.bits(0, mask)
     marking = (
         f"-A {mark} -j MARK --set-xmark {value}/{mask:#x}",
         f"-A {mark} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}",
     )
+    not_others = f"-m connmark --mark {netfilter.bits(0, others)} " if others else ""
     leaving = [
         # A connection whose first packet main sends here (to this ISP's own network, by a static route) is this ISP's,
         # whichever was chosen (R1).
-        f"-A {out} -m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark {value}/{mask:#x}",
+        f"-A {out} -m conntrack ! --ctstatus CONFIRMED {not_others}-j CONNMARK --set-xmark {value}/{mask:#x}",
         # Whoever leaves by this ISP without having been chosen (the router itself, a VPN) stays with it from now on.
         f"-A {out} -m connmark --mark {unset} -j CONNMARK --set-xmark {value}/{mask:#x}",
-        f"-A {out} -m connmark ! --mark {mine} -j DROP",
+        f"-A {out} -m connmark ! --mark {mine} {not_others}-j DROP",
     ]
     return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, out)))
 

@@ -56,18 +56,14 @@ def _run(options: argparse.Namespace) -> int:
     router = config.load(options.config)
     directory = options.state_dir or Path(router.state_dir)
     if options.dry_run:
-        print(script.render(_dry_plan(router, directory), _infix(router)), end="")
+        print(script.render(_dry_plan(router, directory), _infix(router), router.options.beside_others), end="")
         return 0
     if options.diff:
         text = apply.difference(router, directory)
         print(text, end="")
         return 1 if text else 0
     if options.clear:
-        kept = apply.clear(router)
-        rest = (
-            "what was there before the first rebuild is back" if kept else "nothing was kept of what was there before"
-        )
-        log.info("cleared: %s", rest)
+        log.info("cleared: %s", apply.clear(router))
         return 0
     for warning in router.warnings:
         log.warning("%s", warning)

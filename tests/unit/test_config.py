@@ -469,7 +469,6 @@ ONLY_PROBED = {
     ),
 }
 LATER = {
-    "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
     "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
     "conntrack": ("[router]\nflush_conntrack = true\n" + ISP, "2: router.flush_conntrack: true needs a later version"),
     "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),

@@ -34,11 +34,13 @@ def test_it_is_kept_below_var_lib_unless_systemd_says_otherwise(monkeypatch: pyt
 
 def test_what_was_there_before_is_read_as_it_was_written(place: Path) -> None:
     memory.save_before({4: FOUR, 6: SIX}, {"net/ipv4/conf/eth2/rp_filter": "1"})
-    sides, sysctls = memory.load_before((4, 6)) or ({}, {})
-    assert sides[4].table("filter").same_as(GUARD.with_policies({}))
-    assert (sides[4].routes, sides[4].rules) == (FOUR.routes, FOUR.rules)
-    assert sides[6].rules == SIX.rules
-    assert sysctls == {"net/ipv4/conf/eth2/rp_filter": "1"}
+    kept = memory.load_before((4, 6))
+    assert kept
+    assert kept.sides[4].table("filter").same_as(GUARD.with_policies({}))
+    assert (kept.sides[4].routes, kept.sides[4].rules) == (FOUR.routes, FOUR.rules)
+    assert kept.sides[6].rules == SIX.rules
+    assert kept.sysctls == {"net/ipv4/conf/eth2/rp_filter": "1"}
+    assert memory.replaced_all()
     assert sorted(os.listdir(place)) == ["before.json", "before.v4", "before.v6"]
 
 
