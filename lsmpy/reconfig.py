@@ -169,7 +169,8 @@ def _interest(router: Router) -> tuple[list[str], Interest]:
     files = [path(Path(), isp.name).name for isp in router.isps for path in (state.state_path, state.force_path)]
     interfaces = frozenset(item.interface for item in (*router.isps, *router.lans))
     tables = frozenset(int(isp.table) for isp in router.isps)
-    return files, Interest(interfaces, tables, defaults=any(AUTO in isp.gateway for isp in router.isps))
+    defaults = any(AUTO in isp.gateway for isp in router.isps)
+    return files, Interest(interfaces, tables, defaults, chains=router.options.beside_others)
 
 
 def _reload(path: Path, old: Router) -> Router:

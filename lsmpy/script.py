@@ -78,7 +78,7 @@ load() {
     sed -e "$policies" -e 's/^\(:[A-Z]*\) KEEP /\1 ACCEPT /' | "$1-restore" -w
 }
 """,
-    True: r"""# Fills our chains of one table, in one commit; a missing jump comes first in its chain, what was ours goes.
+    True: r"""# Fills our chains of a table, in one commit; a missing jump comes first in its chain, what was ours goes.
 load() {
     wanted=$(cat)
     live=$("$1-save" -t "$2")

@@ -17,7 +17,8 @@ DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
-    *("plan", "resolve", "marking", "choice", "shares", "buckets", "tree", "netfilter", "routing", "beside", "changes", "script"),
+    *("plan", "resolve", "marking", "choice", "shares", "buckets", "tree", "netfilter", "routing"),
+    *("beside", "changes", "script"),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}
 

@@ -1,0 +1,192 @@
+"""`flush = "own"`: others' rules and marks live on, in any order of start and reload, and our flows go right."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsmpy.lab import INTERNET, PORT, ROUTER, lan_node, wait_until
+from lsmpy.model import FAMILIES
+from tests.lab.others import CONTAINER, OURS, PUBLISHED, Firewalld, Ufw, docker, theirs
+from tests.lab.router_kit import Rig, Talk, configuration, rig, source
+
+ISPS = {"ISP1", "ISP2"}
+OWN = 'flush = "own"'
+
+
+def ours(router: Rig) -> list[str]:
+    """What there is of ours, told by names and protocol."""
+    return [line for line in router.dump() if OURS.search(line) or " proto 76" in line]
+
+
+def shared_out(router: Rig, isps: set[str] = ISPS) -> None:
+    """New flows of every kind go by these ISPs, and none with a foreign source."""
+    assert {flow.isp for flow in router.send(8, ("tcp", "udp"), FAMILIES)} == isps
+    assert router.foreign() == 0
+
+
+def test_ufw_lives_on(tmp_path: Path) -> None:
+    """It starts before us and after us, learns a rule, begins anew, and ends."""
+    with rig(tmp_path, configuration(router=OWN)) as router:
+        ufw = Ufw(router, tmp_path / "ufw")
+        for words in ("--force enable", "allow 80/tcp", "reload", "disable", "--force enable"):
+            ufw(*words.split())
+            left = theirs(router)
+            assert "ufw-before-input" in "".join(left)
+            router.rebuild()
+            assert theirs(router) == left
+            shared_out(router)
+            assert router.reconfig("--diff").out == ""
+        assert router.reconfig("--clear").status == 0
+        assert theirs(router) == left
+        assert ours(router) == []
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_firewalld_lives_on(tmp_path: Path, backend: str) -> None:
+    """With either backend it throws away all of iptables when it starts and reloads; the daemon is told of that."""
+    with rig(tmp_path, configuration(router=OWN)) as router:
+        firewalld = Firewalld(router, tmp_path, backend)
+        firewalld.start()
+        left = theirs(router)
+        assert "FWD_internal" in "".join(left)
+        with router.watching() as watcher:
+            assert theirs(router) == left
+            shared_out(router)
+            for act in (firewalld.reload, firewalld.stop, firewalld.start):
+                known = len(watcher.rebuilds)
+                act()
+                wait_until(lambda: len(watcher.rebuilds) > known, what="our rules to be back")  # noqa: B023
+                wait_until(lambda: router.reconfig("--diff").out == "", what="our rules to be there")
+                assert ("FWD_internal" in "".join(theirs(router))) == (act != firewalld.stop)
+                shared_out(router)
+            assert sorted(theirs(router)) == sorted(left)  # it does not always keep the same order
+            left = theirs(router)
+        assert router.reconfig("--clear").status == 0
+        assert theirs(router) == left
+        assert ours(router) == []
+
+
+BALANCED = '[[lan]]\nname = "docker"\ninterface = "docker0"\naddress = ["172.17.0.1/16"]\n'
+
+
+@pytest.mark.parametrize(("backend", "balanced"), [("nft", True), ("legacy", False)])
+def test_docker_lives_on(tmp_path: Path, backend: str, balanced: bool) -> None:
+    """Its published port is answered by the ISP that was called; its own calls go by main, or as those of a LAN do."""
+    with (
+        rig(tmp_path, configuration(router=OWN, backend=backend), "ISP1") as router,
+        docker(router, backend) as docks,
+    ):
+        router.configure(configuration(router=OWN, backend=backend, more=BALANCED if balanced else ""))
+        caller = str(router.lab.server[4])
+        router.listen(lan_node("dev"), 80)
+        for act in (router.rebuild, docks.start, router.rebuild, docks.again, router.rebuild):
+            act()
+            left = theirs(router)
+            if not left:
+                continue
+            assert router.reconfig("--diff").out == ""
+            for isp in ISPS:
+                assert router.talk(INTERNET, [Talk(source(isp, 4), "tcp", caller, port=PUBLISHED)]) == [caller], isp
+            assert router.talk(lan_node("dev"), [Talk("192.168.1.254", "tcp", port=PUBLISHED)]) == ["192.168.1.1"]
+            assert router.talk(CONTAINER, [Talk("192.168.1.1", "tcp", port=80)]) == ["192.168.1.254"]
+            called = router.ask(CONTAINER, [caller], ("tcp", "udp"), 8)
+            assert {flow.isp for flow in called} == (ISPS if balanced else {"ISP1"})
+            assert router.foreign() == 0
+            assert theirs(router) == left
+        assert {flow.isp for flow in router.send(8, ("tcp", "udp"))} == ISPS
+        router.say("ISP1", "down")
+        router.rebuild()
+        assert {flow.isp for flow in router.send(8, ("tcp", "udp"))} == {"ISP2"}
+        assert router.reconfig("--clear").status == 0
+        assert theirs(router) == left
+        assert ours(router) == []
+
+
+# What wg-quick does where all is to go by the VPN (AllowedIPs = 0.0.0.0/0), with iptables.
+WG_QUICK = """
+ip link add wg0 type bridge
+ip addr add 10.66.0.2/32 dev wg0
+ip link set wg0 up
+ip route add default dev wg0 table 51820
+ip rule add not fwmark 51820 table 51820
+ip rule add table main suppress_prefixlength 0
+iptables-{backend}-restore --noflush <<'END'
+*raw
+-I PREROUTING ! -i wg0 -d 10.66.0.2/32 -m addrtype ! --src-type LOCAL -j DROP
+COMMIT
+*mangle
+-I POSTROUTING -m mark --mark 51820 -p udp -j CONNMARK --save-mark
+-I PREROUTING -p udp -j CONNMARK --restore-mark
+COMMIT
+END
+"""
+# WireGuard's socket: its packets carry the VPN's mark.
+MARKED = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 51820)
+    sock.settimeout(3)
+    sock.connect((sys.argv[1], int(sys.argv[2])))
+    for _ in range(3):
+        sock.send(b"once\\n")
+        print(sock.recv(200).decode().split()[-1])
+"""
+
+
+@pytest.mark.parametrize(("backend", "first"), [("nft", "vpn"), ("legacy", "lsmpy")])
+def test_a_vpn_whose_mark_lies_in_our_bits_lives_on(tmp_path: Path, backend: str, first: str) -> None:
+    """wg-quick's 0xca6c has bits of 0xff00: its packets are not taken for ours, nor given a mark of ours."""
+    with rig(tmp_path, configuration(router=OWN, backend=backend), "ISP2") as router:
+        acts = [lambda: router.shell(WG_QUICK.format(backend=backend)), router.rebuild]
+        for act in acts if first == "vpn" else reversed(acts):
+            act()
+        router.rebuild()
+        left = theirs(router)
+        assert len(left) == 3
+        for _ in range(2):
+            said = router.lab.run(ROUTER, sys.executable, "-c", MARKED, str(router.lab.server[4]), str(PORT))
+            assert said.split() == [source("ISP2", 4)] * 3
+            router.rebuild()
+        assert theirs(router) == left
+        assert router.foreign() == 0
+        if first == "vpn":
+            shared_out(router)
+        assert router.reconfig("--clear").status == 0
+        assert "not from all fwmark 0xca6c lookup 51820" in router.shell("ip rule\n")
+        assert theirs(router) == left
+
+
+# Somebody who marks what comes from a LAN, for a queue, and whose mark rests in the connection.
+MARKING = """*mangle
+-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xff0000 --ctmask 0xff0000
+-A PREROUTING -i eth0 -j MARK --set-xmark 0x80000/0xff0000
+-A FORWARD -m comment --comment all
+-A FORWARD -m mark --mark 0x80000/0xff0000 -m comment --comment marked
+-A FORWARD -m connmark --mark 0x80000/0xff0000 -m comment --comment resting
+-A POSTROUTING -m mark --mark 0x80000/0xff0000 -j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000
+-A POSTROUTING -m connmark --mark 0x80000/0xff0000 -m comment --comment saved
+COMMIT
+"""
+
+
+@pytest.mark.parametrize(("backend", "balance"), [("nft", "hash"), ("legacy", "nth")])
+def test_marks_of_others_survive_in_packets_and_connections(tmp_path: Path, backend: str, balance: str) -> None:
+    with rig(tmp_path, configuration(router=f'{OWN}\nbalance = "{balance}"', backend=backend)) as router:
+        for step in ("theirs first", "ours first"):
+            router.shell(f"iptables-{backend} -t mangle -F PREROUTING\n")
+            if step == "ours first":
+                router.shell(f"iptables-{backend} -t mangle -F\n")
+                router.rebuild()
+            router.shell(f"iptables-{backend}-restore --noflush <<'END'\n{MARKING}END\n")
+            router.rebuild()
+            flows = router.send(8, ("tcp", "udp"))
+            assert {flow.isp for flow in flows} <= ISPS if balance == "hash" else {flow.isp for flow in flows} == ISPS
+            saved = router.shell(f"iptables-{backend}-save -c -t mangle\n")
+            counts = {m[2]: int(m[1]) for m in re.finditer(r"\[(\d+):.*--comment (\w+)", saved)}
+            assert counts["all"] == counts["marked"] == counts["saved"] > 40, saved
+            assert counts["resting"] >= counts["all"] - len(flows)  # all but the first of each
+            assert router.foreign() == 0
