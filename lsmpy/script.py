@@ -88,14 +88,16 @@ load() {
         printf '%s\n' "$wanted" | grep -vE -e "$jumps" -e '^:[A-Z]* KEEP' -e '^COMMIT'
         printf '%s\n' "$live" | sed -nE -e 's/^:(@PREFIX@[^ ]*) .*/\1/p' \
             -e 's/^-A @PREFIX@.* -[gj] ((@KINDS@)[^ ]*)$/\1/p' | sort -u | {
-            gone='' pattern=''
+            gone='' pattern='' seen=''
             while read -r chain; do
                 named ":$chain - [0:0]" || { gone="$gone $chain" pattern="$pattern|$chain"; }
             done
             printf '%s\n' "$live" | grep -E -e "$jumps" -e "^-A .* -[gj] (${pattern#|})\$" | while read -r rule; do
                 from=${rule#-A } && from=${from%% *}
+                named ":$from - [0:0]" && continue
                 case " $gone " in *" $from "*) continue ;; esac
-                named "$rule" || echo "-D${rule#-A}"
+                case "$seen" in *"|$rule|"*) ;; *) named "$rule" && seen="$seen|$rule|" && continue ;; esac
+                echo "-D${rule#-A}"
             done
             for chain in $gone; do echo "-F $chain"; done
             for chain in $gone; do echo "-X $chain"; done

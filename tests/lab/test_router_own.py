@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -190,3 +191,157 @@ def test_marks_of_others_survive_in_packets_and_connections(tmp_path: Path, back
             assert counts["all"] == counts["marked"] == counts["saved"] > 40, saved
             assert counts["resting"] >= counts["all"] - len(flows)  # all but the first of each
             assert router.foreign() == 0
+
+
+# Of somebody who also has rules and routes about our tables.
+SOMEBODY = """
+for tool in iptables-{backend} ip6tables-{backend}; do
+    $tool -P INPUT DROP
+    $tool -A INPUT -j ACCEPT
+    $tool -N f2b-sshd
+    $tool -A f2b-sshd -j RETURN
+    $tool -I INPUT -p tcp --dport 22 -j f2b-sshd
+    $tool -t nat -A POSTROUTING -o eth9 -m comment --comment "leads to -j LSMPY-POSTROUTING" -j MASQUERADE
+    $tool -t mangle -N MARK-theirs
+    $tool -t mangle -A MARK-theirs -j MARK --set-xmark 0x10000/0xf0000
+    $tool -t mangle -A FORWARD -i eth9 -g MARK-theirs
+done
+ip rule add pref 30000 from 10.9.9.9 lookup 250
+ip route add 10.7.0.0/16 via 1.1.1.9 table 250
+echo 1 >/proc/sys/net/ipv4/conf/eth2/rp_filter
+"""
+
+
+def own(backend: str, more: str = "", name: str = "ISP2") -> str:
+    return configuration(router=OWN, backend=backend).replace('name = "ISP2"\n', f'name = "{name}"\n{more}')
+
+
+def unset(dump: list[str]) -> list[str]:
+    """Without the settings, which a rebuild changes and `--clear` puts back."""
+    return [line for line in dump if not line.startswith("/proc")]
+
+
+@pytest.mark.parametrize("way", ["rebuild", "script"])
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str, way: str) -> None:
+    with rig(tmp_path, own(backend, "clamp_mss = true\n"), "ISP1") as router:
+        router.shell(SOMEBODY.format(backend=backend))
+        before = router.dump()
+
+        def build() -> list[str]:
+            router.rebuild() if way == "rebuild" else router.shell(router.reconfig("--dry-run").out)
+            assert router.reconfig("--diff").out == ""
+            there = unset(router.dump())
+            assert [line for line in there if line in before] == unset(before)
+            return there
+
+        assert "-A FORWARD -j LSMPY-FORWARD" in build()
+        # Others put a rule before ours and into ours, and have rules of their own that lead to ours, or ours twice.
+        mangle = f"iptables-{backend} -t mangle"
+        for rule in ("-A LSMPY-OUTPUT -o eth9 -j RETURN", "-A FORWARD -i eth8 -j LSMPY-FORWARD"):
+            router.shell(f"{mangle} {rule}\n")
+        for rule in ("PREROUTING -i eth9 -j RETURN", "PREROUTING -j LSMPY-PREROUTING", "INPUT -j LSMPY-OUTPUT"):
+            router.shell(f"{mangle} -I {rule}\n")
+        assert router.reconfig("--diff").status == 1
+        router.configure(own(backend, name="NEW"))
+        text = "\n".join(build())
+        assert "MARK-NEW" in text
+        for gone in ("ISP2", "LSMPY-FORWARD", "LSMPY-OUTPUT -o eth9", "INPUT -j LSMPY"):
+            assert gone not in text
+        assert "-A PREROUTING -i eth9 -j RETURN\n-A PREROUTING -j LSMPY-PREROUTING\n" in text
+        assert text.count("-A PREROUTING -j LSMPY-PREROUTING") == 2, "one of each family"
+        shared_out(router)
+        router.shell(f"{mangle} -D PREROUTING -i eth9 -j RETURN\n")
+        assert router.reconfig("--clear").status == 0
+        assert unset(router.dump()) == unset(before)
+        if way == "rebuild":  # the script keeps nothing
+            assert router.dump() == before
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_rebuild_that_fails_is_undone_beside_others(tmp_path: Path, backend: str) -> None:
+    """IPv4's tables are changed already when IPv6's are refused."""
+    (tmp_path / "bin").mkdir()
+    for name in ("ip6tables-restore", f"ip6tables-{backend}-restore"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho refused >&2\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    with rig(tmp_path, own(backend, "clamp_mss = true\n"), "ISP1") as router:
+        router.shell(SOMEBODY.format(backend=backend))
+        broken = ["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"]
+        for text in (own(backend, "clamp_mss = true\n"), own(backend, name="NEW")):
+            router.configure(text)
+            before = router.dump()
+            result = router.anyhow(*broken, *router.argv())
+            assert result.status == 1
+            assert "refused. What was already done has been undone" in result.err
+            assert router.dump() == before
+            router.rebuild()
+            assert router.dump() != before
+
+
+def test_all_meets_the_guard_after_own_and_own_gives_nothing_up(tmp_path: Path) -> None:
+    whole = configuration()
+    with rig(tmp_path, configuration(router=OWN), "ISP1") as router:
+        router.shell(SOMEBODY.format(backend="nft"))
+        before = router.dump()
+        router.rebuild()
+        there = router.dump()
+        router.configure(whole)
+        refused = router.reconfig()
+        assert refused.status == 1
+        for part in ("iptables holds", "f2b-sshd", "Nothing was changed", 'flush = "own"'):
+            assert part in refused.err
+        assert "LSMPY" not in refused.err.replace("leads to -j LSMPY", "")
+        assert router.dump() == there
+        # What stands was built beside others, so that is how it goes.
+        assert "others' rules are as they were" in router.rebuild("--clear")
+        assert router.dump() == before
+        router.configure(configuration(router=OWN))
+        router.rebuild()
+        router.configure(whole)
+        router.rebuild("--replace")
+        assert "f2b-sshd" not in "".join(router.dump())
+        saved = (router.kept / "before.v4").read_text()
+        assert "f2b-sshd" in saved
+        assert ":LSMPY" not in saved
+        # Back again: others' rules that have come since stay, and are not given up with those that were replaced.
+        router.configure(configuration(router=OWN))
+        router.rebuild()
+        router.shell(SOMEBODY.format(backend="nft").partition("ip rule")[0])
+        router.rebuild()
+        router.configure(whole)
+        assert router.reconfig().status == 1
+        router.configure(configuration(router=OWN))
+        now = theirs(router)
+        said = router.rebuild("--clear")
+        assert f"is still in {router.kept}/before.v4 and {router.kept}/before.v6" in said
+        assert theirs(router) == now
+        settings = [line for line in before if line.startswith("/proc")]
+        assert [line for line in router.dump() if line.startswith("/proc")] == settings
+
+
+def test_a_table_that_only_nft_can_read_is_named(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(router=OWN), server=False) as router:
+        router.shell("nft add table ip mangle\nnft add set ip mangle s '{ type ipv4_addr; }'\n")
+        router.shell("nft add chain ip mangle c\nnft add rule ip mangle c ip daddr @s meta mark set ct mark\n")
+        before = router.shell("nft list ruleset\n")
+        result = router.reconfig()
+        assert result.status == 1
+        assert "iptables-save cannot read the table mangle" in result.err
+        assert "Nothing was changed" in result.err
+        assert router.shell("nft list ruleset\n") == before
+
+
+@pytest.mark.parametrize(("backend", "other"), [("nft", "legacy"), ("legacy", "nft")])
+def test_others_may_use_the_other_iptables(tmp_path: Path, backend: str, other: str) -> None:
+    with rig(tmp_path, own(backend)) as router:
+        router.shell(f"iptables-{other} -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n")
+        left = theirs(router)
+        router.rebuild()
+        assert theirs(router) == left
+        shared_out(router)
+        # But nobody shall be marked and translated by us twice.
+        router.configure(own(other))
+        result = router.reconfig()
+        assert result.status == 1
+        assert f"iptables is {other} here, but iptables-{backend} holds" in result.err
