@@ -15,7 +15,7 @@ from lsmpy.marking import KINDS
 from lsmpy.netfilter import BUILTIN, PREFIX, Chain, Table
 
 _HOOKS = "|".join(sorted({name for names in BUILTIN.values() for name in names}))
-_JUMP = re.compile(rf"-A ({_HOOKS}) -j {PREFIX}\S+")  # ours outside our chains: without any condition
+_JUMP = re.compile(rf'-A ({_HOOKS}) (.* )?-[jg] {PREFIX}[^\s"]+')  # ours outside our chains
 _QUOTED = re.compile(r'"(\\.|[^"\\])*"')
 
 

@@ -19,7 +19,6 @@ DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 # What the contract promises and a later version brings: refused loudly, never ignored.
 _LATER: dict[str, tuple[object, ...]] = {
     "router.local_traffic": ("balance",),
-    "router.flush_conntrack": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),
 }
 _LATER_KEYS = {"policy", "events", "isp.prefix"}

@@ -142,9 +142,9 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 def test_a_vpn_whose_mark_lies_in_our_bits_lives_on(tmp_path: Path, backend: str, first: str) -> None:
     """wg-quick's 0xca6c has bits of 0xff00: its packets are not taken for ours, nor given a mark of ours."""
     with rig(tmp_path, configuration(router=OWN, backend=backend), "ISP2") as router:
-        acts = [lambda: router.shell(WG_QUICK.format(backend=backend)), router.rebuild]
-        for act in acts if first == "vpn" else reversed(acts):
-            act()
+        if first == "lsmpy":
+            router.rebuild()
+        router.shell(WG_QUICK.format(backend=backend))
         router.rebuild()
         left = theirs(router)
         assert len(left) == 3

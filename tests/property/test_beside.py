@@ -156,9 +156,9 @@ def test_a_change_of_state_names_nothing_but_the_chains_that_choose(scene: Scene
 
 
 @given(scenes())
-def test_all_that_we_put_into_others_chains_are_bare_jumps(scene: Scene) -> None:
+def test_all_that_we_put_into_others_chains_leads_to_ours(scene: Scene) -> None:
     for side in scene.plan().sides:
         for table in side.tables:
             for chain in table.chains:
                 if chain.name in BUILTIN[table.name]:
-                    assert all(rule == f"-A {chain.name} -j {PREFIX}{chain.name}" for rule in chain.rules)
+                    assert all(re.search(rf" -j {PREFIX}\S+$", rule) for rule in chain.rules)
