@@ -67,6 +67,29 @@ def test_what_is_put_back_is_forgotten(place: Path) -> None:
     assert os.listdir(place) == []
 
 
+def test_what_replaced_tables_and_what_left_them_alone_are_told_apart(place: Path) -> None:
+    assert not memory.replaced_all()
+    memory.save_settings({"net/ipv4/conf/eth2/rp_filter": "1"})
+    memory.save_settings({"net/ipv4/conf/eth2/rp_filter": "2"})
+    kept = memory.load_before((4,))
+    assert kept
+    assert (kept.sysctls, kept.beside_others) == ({"net/ipv4/conf/eth2/rp_filter": "1"}, True)
+    assert (memory.replaced_all(), memory.saved_tables()) == (False, [])
+    memory.save_before({4: FOUR}, {})
+    assert (memory.replaced_all(), memory.saved_tables()) == (True, [place / "before.v4"])
+    memory.save_settings({})
+    assert not memory.replaced_all()
+    memory.forget_before(tables=False)
+    assert os.listdir(place) == ["before.v4"]
+    assert memory.load_before((4,)) is None
+
+
+def test_what_an_older_version_has_kept_replaced_tables(place: Path) -> None:
+    place.mkdir()
+    (place / "before.json").write_text('{"routes": {}, "rules": {}, "sysctls": {}}')
+    assert memory.replaced_all()
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"routes": 1}', b"\xff\xfe", b""])
 def test_what_is_spoilt_is_refused_and_nothing_changed(place: Path, content: bytes) -> None:
     memory.save_before({4: FOUR}, {})
