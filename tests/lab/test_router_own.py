@@ -220,8 +220,7 @@ def unset(dump: list[str]) -> list[str]:
     return [line for line in dump if not line.startswith("/proc")]
 
 
-@pytest.mark.parametrize("way", ["rebuild", "script"])
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(("backend", "way"), [("nft", "rebuild"), ("legacy", "rebuild"), ("nft", "script")])
 def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str, way: str) -> None:
     with rig(tmp_path, own(backend, "clamp_mss = true\n"), "ISP1") as router:
         router.shell(SOMEBODY.format(backend=backend))
