@@ -35,7 +35,8 @@ only_rules() {
 only_routes() {
     wanted=$(cat)
     # shellcheck disable=SC2086  # no word or two
-    ip "$1" -N route show table "$2" ${3:-} | sed -E 's/ (linkdown|dead|pref [a-z]+|error -?[0-9]+)//g; s/ *$//' |
+    ip "$1" -N route show table "$2" ${3:-} 2>/dev/null |
+        sed -E 's/ (linkdown|dead|pref [a-z]+|error -?[0-9]+)//g; s/ *$//' |
         while read -r route; do
             target=${route#[0-9] }
             case $route in
@@ -147,7 +148,9 @@ def _free(side: Side, commands: Commands) -> Iterable[str]:
 
 
 def _stale(side: Side, beside_others: bool) -> Iterable[str]:
-    numbers = sorted({route.table for route in side.routes})
+    # Who goes by a rule may have no route at the moment.
+    looked_up = {rule.table for rule in side.rules} - {routing.MAIN, routing.REFUSED}
+    numbers = sorted(looked_up | {route.table for route in side.routes})
     protocol = f" proto {routing.PROTOCOL}"
     which = "" if beside_others else f"| lookup ({'|'.join(map(str, numbers))})( |$)"
     yield _input(f"only_rules -{side.family} '{protocol}${which}'", _lines(_printed_rules(side)))
@@ -162,7 +165,7 @@ def _printed_rules(side: Side) -> Iterable[str]:
     for rule in side.rules:
         selector = rule.selector if rule.selector.startswith("from") else f"from all {rule.selector}".strip()
         suppress = " suppress_prefixlength 0" if rule.suppress_default else ""
-        action = routing.UNREACHABLE if rule.table == routing.REFUSED else f"lookup {rule.table}"
+        action = routing.PROHIBIT if rule.table == routing.REFUSED else f"lookup {rule.table}"
         yield f"pref {rule.priority} {selector} {action}{suppress} proto {rule.protocol}"
 
 
