@@ -37,7 +37,7 @@ def beside(live: Table, want: Table, own: Container[str]) -> Table:
         if chain.name not in gone and (chain.name in jumps or not want.has(chain.name)):
             wanted = jumps.get(chain.name, ())
             kept = _kept(chain, wanted, gone)
-            missing = [jump for jump in wanted if jump not in kept]
+            missing = [jump for jump in dict.fromkeys(wanted) if jump not in kept]
             others.append(Chain(chain.name, chain.policy, (*missing, *kept)))
     return netfilter.table(live.name, [*others, *(chain for chain in want.chains if chain.name not in jumps)])
 

@@ -137,10 +137,13 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 """
 
 
-@pytest.mark.parametrize(("backend", "first"), [("nft", "vpn"), ("legacy", "lsmpy")])
-def test_a_vpn_whose_mark_lies_in_our_bits_lives_on(tmp_path: Path, backend: str, first: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "first", "local"), [("nft", "vpn", "main"), ("legacy", "lsmpy", "balance"), ("nft", "vpn", "balance")]
+)
+def test_a_vpn_whose_mark_lies_in_our_bits_lives_on(tmp_path: Path, backend: str, first: str, local: str) -> None:
     """wg-quick's 0xca6c has bits of 0xff00: its packets are not taken for ours, nor given a mark of ours."""
-    with rig(tmp_path, configuration(router=OWN, backend=backend), "ISP2") as router:
+    options = f'{OWN}\nlocal_traffic = "{local}"'
+    with rig(tmp_path, configuration(router=options, backend=backend), "ISP2") as router:
         if first == "lsmpy":
             router.rebuild()
         router.shell(WG_QUICK.format(backend=backend))
@@ -149,7 +152,8 @@ def test_a_vpn_whose_mark_lies_in_our_bits_lives_on(tmp_path: Path, backend: str
         assert len(left) == 3
         for _ in range(2):
             said = router.lab.run(ROUTER, sys.executable, "-c", MARKED, str(router.lab.server[4]), str(PORT))
-            assert said.split() == [source("ISP2", 4)] * 3
+            # Balanced or not: a VPN is none of those that are marked, and goes by the default of whoever has one.
+            assert said.split() == [source("ISP2" if local == "main" else "ISP1", 4)] * 3
             router.rebuild()
         assert theirs(router) == left
         assert router.foreign() == 0
@@ -222,7 +226,8 @@ def unset(dump: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("backend", "way"), [("nft", "rebuild"), ("legacy", "rebuild"), ("nft", "script")])
 def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str, way: str) -> None:
-    with rig(tmp_path, own(backend, "clamp_mss = true\n"), "ISP1") as router:
+    policy = '[[policy]]\nname = "bank"\nto = ["198.51.100.0/28", "192.0.2.0/24"]\nuse = ["ISP1"]\nprotocol = "icmp"\n'
+    with rig(tmp_path, own(backend, "clamp_mss = true\n") + policy, "ISP1") as router:
         router.shell(SOMEBODY.format(backend=backend))
         before = router.dump()
 
@@ -233,7 +238,8 @@ def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str
             assert [line for line in there if line in before] == unset(before)
             return there
 
-        assert "-A FORWARD -j LSMPY-FORWARD" in build()
+        there = build()
+        assert {"-A FORWARD -j LSMPY-FORWARD", ":POLICY-bank -"} <= {*there}
         # Others put a rule before ours and into ours, and have rules of their own that lead to ours, or ours twice.
         mangle = f"iptables-{backend} -t mangle"
         for rule in ("-A LSMPY-OUTPUT -o eth9 -j RETURN", "-A FORWARD -i eth8 -j LSMPY-FORWARD"):
@@ -244,7 +250,7 @@ def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str
         router.configure(own(backend, name="NEW"))
         text = "\n".join(build())
         assert "MARK-NEW" in text
-        for gone in ("ISP2", "LSMPY-FORWARD", "LSMPY-OUTPUT -o eth9", "INPUT -j LSMPY"):
+        for gone in ("ISP2", "bank", "POLICY", "LSMPY-FORWARD", "LSMPY-OUTPUT -o eth9", "INPUT -j LSMPY"):
             assert gone not in text
         assert "-A PREROUTING -i eth9 -j RETURN\n-A PREROUTING -j LSMPY-PREROUTING\n" in text
         assert text.count("-A PREROUTING -j LSMPY-PREROUTING") == 2, "one of each family"

@@ -156,6 +156,15 @@ def test_a_change_of_state_names_nothing_but_the_chains_that_choose(scene: Scene
 
 
 @given(scenes())
+def test_chains_that_we_leave_behind_are_known_without_the_configuration(scene: Scene) -> None:
+    """When an ISP, a LAN or a policy has another name, or none."""
+    nothing = OwnChains(frozenset())
+    for side in scene.plan().sides:
+        for table in side.tables:
+            assert beside.ours(table, nothing).same_as(table)
+
+
+@given(scenes())
 def test_all_that_we_put_into_others_chains_leads_to_ours(scene: Scene) -> None:
     for side in scene.plan().sides:
         for table in side.tables:
