@@ -115,13 +115,15 @@ def test_the_script_does_the_same(tmp_path: Path, way: str) -> None:
     for number, how in enumerate(("rebuild", "script")):
         place = tmp_path / str(number)
         place.mkdir()
-        with rig(place, configuration(router=f'when_all_down = "{way}"'), server=False) as router:
+        options = f'when_all_down = "{way}"\nlocal_traffic = "balance"'
+        with rig(place, configuration(router=options), server=False) as router:
             for isp in ("ISP1", "ISP2"):
                 router.say(isp, "down")
             if how == "rebuild":
                 router.rebuild()
             else:
                 router.shell("ip rule add pref 20003 iif eth9 prohibit protocol 76\n")  # stale
+                router.shell("ip route add default dev eth2 table 76 proto 76\n")
                 router.shell(router.reconfig("--dry-run").out)
             made.append(router.dump())
             assert router.idle()

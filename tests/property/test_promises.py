@@ -580,6 +580,19 @@ def test_what_the_router_has_in_mid_stream_is_refused_as_well_unless_it_has_chos
             assert not refused or (connection.mark, rules.counts()) == (0, before)
 
 
+@given(scenes(), dice)
+def test_a_socket_of_the_router_that_marks_itself_has_chosen_as_well(scene: Scene, chance: random.Random) -> None:
+    for family, side in sides(scene.plan()).items():
+        rules = Netfilter(side, scene.own(family), chance)
+        for isp in scene.isps(family):
+            mark, source = scene.router.mark_value(isp), next(iter(scene.own(family)))
+            packet = Packet(source, SOMEWHERE[family], Connection(), into="lo", out=isp.interface, mark=mark)
+            packet.protocol, packet.flags = "tcp", "SYN"
+            assert rules.mangle("OUTPUT", packet)
+            assert packet.mark == mark
+            assert rules.passes(packet, "OUTPUT")
+
+
 @given(scenes(), dice, st.sampled_from(["SYN", "SYN,ECE", "ACK"]))
 def test_what_begins_or_is_known_is_never_refused(scene: Scene, chance: random.Random, flags: str) -> None:
     for family, side, lan in ways(scene):
