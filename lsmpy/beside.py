@@ -16,6 +16,7 @@ from lsmpy.netfilter import BUILTIN, PREFIX, Chain, Table
 
 _HOOKS = "|".join(sorted({name for names in BUILTIN.values() for name in names}))
 _JUMP = re.compile(rf'-A ({_HOOKS}) (.* )?-[jg] {PREFIX}[^\s"]+')  # ours outside our chains
+_LAST_IN = "nat"
 _QUOTED = re.compile(r'"(\\.|[^"\\])*"')
 
 
@@ -23,7 +24,8 @@ def beside(live: Table, want: Table, own: Container[str]) -> Table:
     """The table as it is, with our chains and the jumps to them as they shall be.
 
     A jump that is there stays in its place: others put theirs first too, and nobody gains by a fight about that. One
-    that is missing comes first in its chain.
+    that is missing comes first in its chain, so that nobody ends a packet's way before it; but in nat last, where
+    others' rules are exceptions from ours, which translate all that leaves.
 
     Args:
         live: what the kernel holds.
@@ -38,7 +40,8 @@ def beside(live: Table, want: Table, own: Container[str]) -> Table:
             wanted = jumps.get(chain.name, ())
             kept = _kept(chain, wanted, gone)
             missing = [jump for jump in dict.fromkeys(wanted) if jump not in kept]
-            others.append(Chain(chain.name, chain.policy, (*missing, *kept)))
+            rules = (*kept, *missing) if live.name == _LAST_IN else (*missing, *kept)
+            others.append(Chain(chain.name, chain.policy, rules))
     return netfilter.table(live.name, [*others, *(chain for chain in want.chains if chain.name not in jumps)])
 
 
@@ -73,7 +76,8 @@ def edit(live: Table, want: Table, own: Container[str]) -> str:
             had = before.get(chain.name, Chain(chain.name)).rules
             # Of equal rules the first is deleted, and `beside` keeps the last.
             lines += [f"-D{rule[2:]}" for rule in (Counter(had) - Counter(chain.rules)).elements()]
-            lines += [f"-I{rule[2:]}" for rule in reversed(chain.rules) if rule not in had]
+            added = [rule for rule in chain.rules if rule not in had]
+            lines += added if want.name == _LAST_IN else [f"-I{rule[2:]}" for rule in reversed(added)]
     lines += [f"-F {name}" for name in gone] + [f"-X {name}" for name in gone]
     return "".join(f"{line}\n" for line in (f"*{want.name}", *lines, "COMMIT"))
 

@@ -143,11 +143,13 @@ def refuse_other_backend(backend: Backend, families: Iterable[Family], beside_ot
             known = {name: tuple(rule for rule in rules if netfilter.PREFIX in rule) for name, rules in known.items()}
         if held := {name: rules for name, rules in known.items() if rules}:
             name, rules = next(iter(held.items()))
+            flush = f"{_TOOLS[family]}{other.infix} -t {name} -F"
+            remedy = f'lsmpy-reconfig --clear while iptables = "{other.kind}"' if beside_others else flush
             raise KernelError(
                 f"iptables is {backend.kind} here, but {_TOOLS[family]}{other.infix} holds {len(rules)} rules "
                 f"in {name}, the first is '{rules[0]}'. Both would mark or translate the same packets. "
                 "Nothing was changed. "
-                f'Remove them ({_TOOLS[family]}{other.infix} -t {name} -F) or choose iptables = "{other.kind}"'
+                f'Remove them ({remedy}) or choose iptables = "{other.kind}"'
             )
 
 

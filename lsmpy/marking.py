@@ -8,7 +8,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 from lsmpy import choice, netfilter, policies
-from lsmpy.model import AUTO, Family, Isp, Lan, Router
+from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
 KINDS = ("MARK-", "OUT-", "CHOOSE-", "POLICY-")  # what chains with the name of an ISP, LAN or policy begin with
@@ -219,13 +219,14 @@ def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
         return [*(asking or [f"-A {chain} -s 0.0.0.0/32 -j RETURN"]), f"-A {chain} -j DROP"]
     first, *others = isp.addresses(family)
     translated = f"! --ctrepldst {first.ip}" if kind == "snat" else "! --ctstate SNAT"
-    # An address that was first before, and is deprecated now, still serves whom it was given to.
-    former = others if AUTO in isp.address and kind == "snat" else []
+    # One that was first before still serves whom it was given to, and others' rules may give one: a server's own
+    # address outside, or whichever masquerading takes.
+    allowed = others if kind == "snat" else []
     return [
         *asking,
         *(f"-A {chain} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in isp.addresses(family)),
         f"-A {chain} -m conntrack --ctstate INVALID -j DROP",
-        *(f"-A {chain} -m conntrack --ctrepldst {each.ip} --ctdir ORIGINAL -j RETURN" for each in former),
+        *(f"-A {chain} -m conntrack --ctrepldst {each.ip} --ctdir ORIGINAL -j RETURN" for each in allowed),
         f"-A {chain} -m conntrack {translated} --ctstatus CONFIRMED --ctdir ORIGINAL -j DROP",
     ]
 

@@ -96,11 +96,13 @@ load() {
     sed -e "$policies" -e 's/^\(:[A-Z]*\) KEEP /\1 ACCEPT /' | "$1-restore" -w
 }
 """,
-    True: r"""# Fills our chains of a table, in one commit; a missing jump comes first in its chain, what was ours goes.
+    True: r"""# Fills our chains of a table, in one commit. A missing jump comes first in its chain, but in
+# nat last, where others' rules are exceptions from ours. What was ours goes.
 load() {
     wanted=$(cat)
     live=$("$1-save" -t "$2")
     jumps='^-A (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) (.* )?-[gj] @PREFIX@[^ "]*$'
+    case $2 in nat) add=-A ;; *) add=-I ;; esac
     named() { printf '%s\n' "$wanted" | grep -qxF -- "$1"; }
     {
         printf '%s\n' "$wanted" | grep -vE -e "$jumps" -e '^:[A-Z]* KEEP' -e '^COMMIT'
@@ -121,7 +123,7 @@ load() {
             for chain in $gone; do echo "-X $chain"; done
         }
         printf '%s\n' "$wanted" | grep -E "$jumps" | while read -r rule; do
-            printf '%s\n' "$live" | grep -qxF -- "$rule" || echo "-I${rule#-A}"
+            printf '%s\n' "$live" | grep -qxF -- "$rule" || echo "$add${rule#-A}"
         done
         echo COMMIT
     } | "$1-restore" -w --noflush

@@ -359,3 +359,24 @@ def test_others_may_use_the_other_iptables(tmp_path: Path, backend: str, other: 
         result = router.reconfig()
         assert result.status == 1
         assert f"iptables is {other} here, but iptables-{backend} holds" in result.err
+        assert f'Remove them (lsmpy-reconfig --clear while iptables = "{backend}")' in result.err
+        router.configure(own(backend))
+        router.rebuild("--clear")
+        router.configure(own(other))
+        router.rebuild()
+        shared_out(router)
+
+
+@pytest.mark.parametrize("options", [OWN, ""])
+def test_others_may_give_another_of_an_isps_addresses(tmp_path: Path, options: str) -> None:
+    """The administrator's one for a server, or Docker's masquerading where the kernel has another one first."""
+    (tmp_path / "v4").write_text("*nat\n-A POSTROUTING -s 192.168.1.0/24 -o eth2 -j SNAT --to-source 1.1.1.5\nCOMMIT\n")
+    more = "" if options else f'[rules]\nipv4 = ["{tmp_path}/v4"]\n'
+    text = configuration(router=options, more=more).replace('"1.1.1.1/24", ', '"1.1.1.1/24", "1.1.1.5/24", ')
+    with rig(tmp_path, text) as router:
+        if options:
+            router.shell(f"iptables-restore <{tmp_path}/v4\n")
+        router.rebuild()
+        said = router.talk(lan_node("dev"), [Talk(str(router.lab.server[4]), "tcp")] * 8)
+        assert {answer.split()[-1] for answer in said} == {"1.1.1.5", "2.2.2.1"}
+        assert router.foreign() == 0
