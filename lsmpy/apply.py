@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from lsmpy import (
     ConfigError,
     LsmpyError,
+    beside,
     changes,
     freeing,
     guard,
@@ -29,10 +31,11 @@ from lsmpy import (
 from lsmpy.changes import Changes
 from lsmpy.freeing import Parting
 from lsmpy.kernel import Backend, KernelError, Refusal, RefusedError
+from lsmpy.marking import OwnChains
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import LOCAL_DEFAULT, Link, Route
+from lsmpy.routing import LOCAL_DEFAULT, PROTOCOL, Link, Route
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +77,16 @@ class _Scene(Struct, frozen=True):
         """Whether nothing was built yet since the machine was started."""
         return guard.is_first(self.live)
 
+    @property
+    def own(self) -> OwnChains | None:
+        """Which chains are ours, where others' are to be left alone."""
+        return marking.own_chains(self.router) if self.router.options.beside_others else None
+
     def plan(self, refused: Mapping[str, str] | None = None) -> Plan:
         strays = self.first or youth.left_s() > 0
-        return plan.build(self.router, self.states, self.links, self.extra, refused, self.waiting, strays)
+        made = plan.build(self.router, self.states, self.links, self.extra, refused, self.waiting, strays)
+        sides = tuple(_among_others(self.live[side.family], side, self.own) for side in made.sides)
+        return msgspec.structs.replace(made, sides=sides)
 
     def steps(self, wanted: Plan) -> list[Changes]:
         return [_without_spellings(changes.between(self.live[s.family], s), self.live[s.family]) for s in wanted.sides]
@@ -101,13 +111,9 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         steps = scene.steps(wanted)
         _check_new_rules(scene, steps)
         warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
-        own = marking.own_chains(router)
+        warnings += _keep_before(scene, wanted, steps, replace)
         if scene.first:
-            guard.guard(scene.live, wanted, own, replace)
-            memory.save_before(scene.live, _present_sysctls(wanted))
             youth.begin()
-        else:
-            warnings += guard.removed(scene.live, wanted, own, steps)
         done, changed = _carry_out(scene, wanted, steps, warnings)
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
         warnings += [f"{v.isp}: {v.why}" for v in done.verdicts if v.isp in scene.waiting and not v.up]
@@ -135,10 +141,10 @@ def difference(router: Router, directory: Path) -> str:
     return text + ("--- settings (kernel)\n+++ settings (rebuild)\n" if settings else "") + "".join(settings)
 
 
-def clear(router: Router) -> bool:
+def clear(router: Router) -> str:
     """Take everything of lsmpy's out again and put back what was there before the first rebuild.
 
-    Returns whether anything was kept of that; without it others' rules stay as they are.
+    Others' rules stay as they are where they were left alone, or where nothing was kept. Returns what was put back.
 
     Raises:
         LsmpyError: it could not be done.
@@ -146,20 +152,31 @@ def clear(router: Router) -> bool:
     kernel.require_privilege()
     with _lock():
         scene = _look(router, None)
-        before, sysctls = memory.load_before(scene.router.families) or ({}, {})
+        kept = memory.load_before(scene.router.families)
+        whole = kept is not None and not kept.beside_others and not router.options.beside_others
+        own = None if whole else marking.own_chains(router)
         steps = []
         for family, live in scene.live.items():
-            present = [live.table(name) for name in _table_names(scene.extra.get(family, {}))]
-            if side := before.get(family):
-                tables = [side.table(table.name).with_policies({}) for table in present]
-                want = Side(family, tuple(tables), side.routes, side.rules)
+            if kept and whole:
+                names, side = _table_names(scene.extra.get(family, {})), kept.sides[family]
+                tables = tuple(side.table(name).with_policies({}) for name in names)
+                want = Side(family, tables, side.routes, side.rules)
             else:
-                own = marking.own_chains(router)
-                want = Side(family, tuple(guard.without_ours(table, own) for table in present), (), ())
+                want = _others(live, marking.own_chains(router))
             steps.append(changes.between(live, want))
-        _undoing(scene, steps, sysctls)
-        memory.forget_before()
-        return bool(before)
+        _undoing(scene, steps, kept.sysctls if kept else {}, scene.live, own)
+        memory.forget_before(tables=whole)
+        return _put_back(kept is not None, whole)
+
+
+def _put_back(kept: bool, whole: bool) -> str:
+    if whole:
+        return "what was there before the first rebuild is back"
+    if not kept:
+        return "nothing was kept of what was there before"
+    former = " and ".join(map(str, memory.saved_tables()))
+    said = "others' rules are as they were, and the interfaces' settings as before the first rebuild"
+    return said + (f'; what flush = "all" once replaced is still in {former}' if former else "")
 
 
 # -- looking -------------------------------------------------------------------------------------------------
@@ -183,10 +200,9 @@ def _look(configured: Router, directory: Path | None) -> _Scene:
     router = resolve.on_machine(configured, kernel.families())
     extra = {family: rule_files(router, family) for family in router.families}
     backend = kernel.find_backend(router.options.iptables)
-    kernel.refuse_other_backend(backend, router.families)
+    kernel.refuse_other_backend(backend, router.families, router.options.beside_others)
     names = {name for tables in extra.values() for name in _table_names(tables)} | set(plan.OWN_TABLES)
-    owned = frozenset(int(isp.table) for isp in router.isps)
-    links, live = kernel.read(backend, router.families, sorted(names), owned)
+    links, live = kernel.read(backend, router.families, sorted(names), _owned(router))
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
     known = resolve.resolve(router, links)
@@ -204,6 +220,47 @@ def _waiting(
         if states[name].up and not states[name].force and age is not None and age < router.options.failback_after_s:
             lacks[name] = router.options.failback_after_s - age
     return lacks
+
+
+def _owned(router: Router) -> frozenset[int]:
+    """The routing tables that are ours whole, whoever has written into them."""
+    return frozenset() if router.options.beside_others else frozenset(int(isp.table) for isp in router.isps)
+
+
+def _among_others(live: Side, wanted: Side, own: OwnChains | None) -> Side:
+    """What is wanted with what others have, where that is to be left alone."""
+    if own is None:
+        return wanted
+    tables = tuple(beside.beside(live.table(table.name), table, own) for table in wanted.tables)
+    return msgspec.structs.replace(wanted, tables=tables)
+
+
+def _others(live: Side, own: OwnChains) -> Side:
+    """What the kernel holds but for ours."""
+    return Side(
+        live.family,
+        tuple(beside.without(table, own) for table in live.tables),
+        tuple(route for route in live.routes if route.protocol != PROTOCOL),
+        tuple(rule for rule in live.rules if rule.protocol != PROTOCOL),
+    )
+
+
+def _keep_before(scene: _Scene, wanted: Plan, steps: list[Changes], replace: bool) -> list[str]:
+    """Keep what is there before us, unless that was done before; returns warnings of what others lose.
+
+    Others' rules that were left alone until now are guarded as before a first rebuild.
+    """
+    if scene.own:
+        memory.save_settings(_present_sysctls(wanted))
+        return []
+    own = marking.own_chains(scene.router)
+    if not guard.is_first(scene.live) and memory.replaced_all():
+        return guard.removed(scene.live, wanted, own, steps)
+    guard.guard(scene.live, wanted, own, replace)
+    kept = memory.load_before(tuple(scene.live))
+    former = kept.sysctls if kept and kept.beside_others else {}
+    memory.save_before({f: _others(side, own) for f, side in scene.live.items()}, _present_sysctls(wanted) | former)
+    return []
 
 
 def rule_files(router: Router, family: Family) -> dict[str, Table]:
@@ -313,13 +370,13 @@ def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list
             steps = scene.steps(wanted)
         present = frozenset[str]().union(*(link.addresses for link in scene.links.values()))
         parts = [freeing.part(scene.router, scene.live[step.family], step, present) for step in steps]
-        kernel.load(scene.backend, [part.early for part in parts], scene.live)
+        kernel.load(scene.backend, [part.early for part in parts], scene.live, scene.own)
         for key, value in settings:
             kernel.write_sysctl(key, value)
         kernel.drop(steps)
         _forget(parts, warnings)
         loaded = {part.early.family: Side(part.early.family, part.early.tables, (), ()) for part in parts}
-        kernel.load(scene.backend, [part.late for part in parts], loaded)
+        kernel.load(scene.backend, [part.late for part in parts], loaded, scene.own)
         _learn_spellings(scene, steps)
     except LsmpyError as error:
         raise KernelError(f"{_places(scene.router, error)}{error}. {_undo(scene, wanted, old_settings)}") from error
@@ -368,24 +425,32 @@ def _learn_spellings(scene: _Scene, steps: list[Changes]) -> None:
 def _undo(scene: _Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
     """Put back the snapshot and say how that went."""
     try:
-        owned = frozenset(int(isp.table) for isp in scene.router.isps)
         names = sorted({table.name for side in wanted.sides for table in side.tables})
-        _, now = kernel.read(scene.backend, scene.router.families, names, owned)
+        _, now = kernel.read(scene.backend, scene.router.families, names, _owned(scene.router))
         steps = []
         for family, live in scene.live.items():
             tables = tuple(live.table(name).with_policies({}) for name in names)
-            steps.append(changes.between(now[family], Side(family, tables, live.routes, live.rules)))
-        _undoing(scene, steps, settings)
+            if own := scene.own:
+                tables = tuple(beside.ours(table, own) for table in tables)
+            former = _among_others(now[family], Side(family, tables, live.routes, live.rules), scene.own)
+            steps.append(changes.between(now[family], former))
+        _undoing(scene, steps, settings, now, scene.own)
     except LsmpyError as error:
         return f"Putting the former state back failed too ({error}): see what stands with lsmpy-reconfig --diff"
     return "What was already done has been undone: the router is as it was before"
 
 
-def _undoing(scene: _Scene, steps: list[Changes], settings: Mapping[str, str]) -> None:
+def _undoing(
+    scene: _Scene,
+    steps: list[Changes],
+    settings: Mapping[str, str],
+    now: Mapping[Family, Side],
+    own: OwnChains | None,
+) -> None:
     for refusal in kernel.add(steps):
         log.warning("not put back: '%s': %s", refusal.item.words(), refusal.why)
     # Marks before translations: nothing may be marked for an ISP whose NAT is gone.
-    kernel.load(scene.backend, [_reversed(step) for step in steps])
+    kernel.load(scene.backend, [_reversed(step) for step in steps], now if own else None, own)
     for key, value in settings.items():
         kernel.write_sysctl(key, value)
     kernel.drop(steps)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from msgspec import Struct
 
-from lsmpy import netfilter
+from lsmpy import beside, netfilter
 from lsmpy.model import Family
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
@@ -57,6 +57,10 @@ class Changes(Struct, frozen=True):
         """The same for `iptables-restore --noflush`: only the chains that differ; empty where that is not enough."""
         parts = [netfilter.part(live.table(table.name), table) for table in self.tables]
         return netfilter.render(parts) if all(part.chains for part in parts) else ""
+
+    def edit_text(self, live: Side, own: Container[str]) -> str:
+        """The same where others' chains are to be left alone and `own` tells which are ours (`beside`)."""
+        return "".join(beside.edit(live.table(table.name), table, own) for table in self.tables)
 
 
 def add_text(routes: Iterable[Route], rules: Iterable[Rule]) -> str:

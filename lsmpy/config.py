@@ -12,13 +12,12 @@ from msgspec import Meta, Struct
 
 from lsmpy import ConfigError, checks
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import DEFAULT_STATE_DIR, Isp, Lan, Nat, Options, Policy, Probe, Router, Rules
+from lsmpy.model import DEFAULT_STATE_DIR, OWN_MASK, Isp, Lan, Nat, Options, Policy, Probe, Router, Rules
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 
 # What the contract promises and a later version brings: refused loudly, never ignored.
 _LATER: dict[str, tuple[object, ...]] = {
-    "router.flush": ("own",),
     "nat.ipv6": ("npt", "npt-stateless"),
 }
 _LATER_KEYS = {"events", "isp.prefix"}
@@ -106,9 +105,11 @@ class _Reader:
         state_dir = raw.get("state_dir", DEFAULT_STATE_DIR)
         if not isinstance(state_dir, str) or not state_dir.startswith("/"):
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
+        if tables["router"].get("flush") == "own":
+            tables["router"].setdefault("mark_mask", OWN_MASK)
         options, rules = Options(**tables["router"]), Rules(**tables["rules"])
         checks.check(self.mistakes, isps, lans, options)
-        checks.check_rules(self.mistakes, rules)
+        checks.check_rules(self.mistakes, rules, options)
         checks.check_policies(self.mistakes, policies, isps, lans, options)
         if not probing:
             checks.check_router_part(self.mistakes, isps)

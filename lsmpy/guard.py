@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Mapping
 
-from lsmpy import LsmpyError, memory, netfilter
+from lsmpy import LsmpyError, memory
 from lsmpy.changes import Changes
 from lsmpy.model import Family
-from lsmpy.netfilter import PREFIX, Chain, Table
+from lsmpy.netfilter import PREFIX
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import PROTOCOL
 
@@ -50,7 +50,8 @@ def guard(live: Mapping[Family, Side], wanted: Plan, own: Container[str], replac
         _warn_of_lock_out(live, wanted)
         return
     kept = memory.load_before(tuple(live))
-    given_up = {rule for side in (kept[0] if kept else {}).values() for table in side.tables for rule in table.rules}
+    sides = kept.sides.values() if kept and not kept.beside_others else ()  # who kept others' rules gave none up
+    given_up = {rule for side in sides for table in side.tables for rule in table.rules}
     for side in wanted.sides:
         rules = [r for r in _foreign(live[side.family], side, own) if r.split(" ", 2)[2] not in given_up]
         if rules:
@@ -88,13 +89,3 @@ def removed(live: Mapping[Family, Side], wanted: Plan, own: Container[str], step
             shown = "; ".join(rules[:_SHOWN_RULES])
             warnings.append(f"removed {len(rules)} rules of IPv{side.family} that are not in [rules]: {shown}")
     return warnings
-
-
-def without_ours(live: Table, own: Container[str]) -> Table:
-    """The table as it is but for our chains and the jumps to them."""
-    chains = [
-        Chain(chain.name, chain.policy, tuple(rule for rule in chain.rules if not _is_ours(rule, own)))
-        for chain in live.chains
-        if chain.name not in own
-    ]
-    return netfilter.table(live.name, chains)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ _CAP_NET_ADMIN = 12
 _ASK_LINKS = "ip -json address show"
 _ASK_ROUTING = r"route show table all\nrule show\n"
 _MARK = "=="
+_UNREADABLE = re.compile(r"^# Table `(\S+)' is incompatible", re.MULTILINE)
 _DELETED = re.compile(r"conntrack v\S+ \(conntrack-tools\): (\d+) flow entries have been deleted\.")
 _INTERFACES = msgspec.json.Decoder(list[dict[str, Any]])
 _RULES = msgspec.json.Decoder(list[dict[str, Any]])
@@ -121,8 +122,13 @@ def find_backend(choice: str) -> Backend:
     raise KernelError(f'iptables = "{kind}" is asked for, but there is no iptables-{kind}-restore. Nothing was changed')
 
 
-def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
+def refuse_other_backend(backend: Backend, families: Iterable[Family], beside_others: bool = False) -> None:
     """Two iptables that both mark or translate would undo each other's work.
+
+    Args:
+        backend: the one that is used.
+        families: which families to look at.
+        beside_others: only rules of our own count, as others' are to be left alone wherever they are.
 
     Raises:
         KernelError: the backend that is not used holds rules in nat or mangle.
@@ -132,14 +138,18 @@ def refuse_other_backend(backend: Backend, families: Iterable[Family]) -> None:
         if not _which(other.save(family)) or (other.kind == "legacy" and not _legacy_names(family) & {"nat", "mangle"}):
             continue
         tables = netfilter.parse(command.run(other.save(family)), other.save(family))
-        held = {name: tables[name].rules for name in ("nat", "mangle") if name in tables and tables[name].rules}
-        if held:
+        known = {name: tables[name].rules for name in ("nat", "mangle") if name in tables}
+        if beside_others:
+            known = {name: tuple(rule for rule in rules if netfilter.PREFIX in rule) for name, rules in known.items()}
+        if held := {name: rules for name, rules in known.items() if rules}:
             name, rules = next(iter(held.items()))
+            flush = f"{_TOOLS[family]}{other.infix} -t {name} -F"
+            remedy = f'lsmpy-reconfig --clear while iptables = "{other.kind}"' if beside_others else flush
             raise KernelError(
                 f"iptables is {backend.kind} here, but {_TOOLS[family]}{other.infix} holds {len(rules)} rules "
                 f"in {name}, the first is '{rules[0]}'. Both would mark or translate the same packets. "
                 "Nothing was changed. "
-                f'Remove them ({_TOOLS[family]}{other.infix} -t {name} -F) or choose iptables = "{other.kind}"'
+                f'Remove them ({remedy}) or choose iptables = "{other.kind}"'
             )
 
 
@@ -177,6 +187,7 @@ def read(
     sides: dict[Family, Side] = {}
     for family, process in asking.items():
         saved, said, *said_links = process.wait().split(f"{_MARK}\n")
+        _refuse_unreadable(saved, tables, backend.save(family))
         known = netfilter.parse(saved, backend.save(family))
         routes, rules = _arrays(said, 2)
         links |= _links(said_links[0]) if said_links else {}
@@ -232,13 +243,19 @@ def add(steps: Iterable[Changes]) -> list[Refusal]:
     return refusals
 
 
-def load(backend: Backend, steps: Iterable[Changes], live: Mapping[Family, Side] | None = None) -> None:
+def load(
+    backend: Backend,
+    steps: Iterable[Changes],
+    live: Mapping[Family, Side] | None = None,
+    own: Container[str] | None = None,
+) -> None:
     """Load tables, each in one commit.
 
     Args:
         backend: the iptables to use.
         steps: what to load.
         live: what the kernel holds, so that only the chains that differ are loaded where that is enough.
+        own: which chains are ours, if others' are to be left alone; then `live` is needed.
 
     Raises:
         RefusedError: one was refused; what was loaded before it stays.
@@ -246,7 +263,8 @@ def load(backend: Backend, steps: Iterable[Changes], live: Mapping[Family, Side]
     running = []
     for step in steps:
         if step.tables:
-            part = step.part_text(live[step.family]) if live else ""
+            had = live[step.family] if live else None
+            part = step.edit_text(had, own) if had and own else step.part_text(had) if had else ""
             text, how = (part, ["--noflush"]) if part else (step.load_text(), [])
             running.append((step.family, text, command.start([backend.restore(step.family), *_LOCK_WAIT, *how], text)))
     failures, rules = [], []
@@ -312,6 +330,16 @@ def write_sysctl(key: str, value: str) -> None:
 
 
 # -- details -------------------------------------------------------------------------------------------------
+
+
+def _refuse_unreadable(saved: str, tables: Collection[str], tool: str) -> None:
+    """iptables-nft cannot read a table that somebody has made with nft and with what iptables does not know."""
+    for name in _UNREADABLE.findall(saved):
+        if name in tables:
+            raise KernelError(
+                f"{tool} cannot read the table {name}: somebody has put into it what only nft knows. Nothing was "
+                f"changed. See nft list ruleset; whoever does that needs a table of its own, with another name"
+            )
 
 
 def _which(program: str) -> str | None:

@@ -8,9 +8,10 @@ from functools import lru_cache
 from msgspec import Struct
 
 from lsmpy import choice, netfilter, policies
-from lsmpy.model import AUTO, Family, Isp, Lan, Router
+from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
+KINDS = ("MARK-", "OUT-", "CHOOSE-", "POLICY-")  # what chains with the name of an ISP, LAN or policy begin with
 # Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
 DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
 _STRAY = f"{PREFIX}STRAY"
@@ -70,6 +71,8 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
     known = f"-m mark ! --mark {unset} -j RETURN"
     # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
     ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
+    others = router.others_bits
+    marked_by_others = f"-m mark ! --mark {netfilter.bits(0, others)} -j RETURN"
     balancing = not choice.by_rule(isps)
 
     def deciding(chain: str, whose: Mapping[str, str]) -> list[str]:
@@ -85,6 +88,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
 
     before = [
         *_between_lans(pre, family, lans),
+        *([f"-A {pre} {marked_by_others}"] if others else []),
         # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
         f"-A {pre} -j CONNMARK --restore-mark {masks}",
         f"-A {pre} {known}",
@@ -93,7 +97,8 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
         *deciding(pre, {f"-i {lan.interface} ": f"CHOOSE-{lan.name}" for lan in lans}),
     ]
-    begun = [f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}"]
+    begun = [f"-A {out} {marked_by_others}"] if others else []
+    begun += [f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}"]
     own = deciding(local, {"": choice.OWN}) if router.options.local_traffic == "balance" else []
     if own:
         begun += [f"-A {out} {known}", f"-A {out} -m conntrack ! --ctstate NEW -j RETURN"]
@@ -113,7 +118,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
     chains += policies.chains(router, family, {isp.name for isp in use.usable})
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
-        chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
+        chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask, others)
     if refusing:
         way = [*use.chosen, *isps][0]
         chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
@@ -133,7 +138,9 @@ def refusals(router: Router, family: Family, isps: list[Isp]) -> Table:
     if not _translates(isps, family):
         return netfilter.table("filter")
     unset = netfilter.bits(0, router.options.mark_mask)
-    stray = f"{_MID_STREAM} -m conntrack --ctstate NEW -m mark ! --mark {unset} -m connmark --mark {unset} -j {_STRAY}"
+    not_others = f"-m mark --mark {netfilter.bits(0, others)} " if (others := router.others_bits) else ""
+    marked = f"-m mark ! --mark {unset} {not_others}-m connmark --mark {unset}"
+    stray = f"{_MID_STREAM} -m conntrack --ctstate NEW {marked} -j {_STRAY}"
     hooks = ["FORWARD"] + ["OUTPUT"] * (router.options.local_traffic == "balance")
     told = tuple(f"-A {_STRAY} -o {isp.interface} -p tcp -j REJECT --reject-with tcp-reset" for isp in isps)
     found = (Chain(hook, None, (f"-A {hook} {stray}",)) for hook in hooks)
@@ -180,20 +187,21 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain, Chain]:
+def _mark_chains(isp: Isp, family: Family, value: str, mask: int, others: int) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
     mine, unset = netfilter.bits(int(value, 16), mask), netfilter.bits(0, mask)
     marking = (
         f"-A {mark} -j MARK --set-xmark {value}/{mask:#x}",
         f"-A {mark} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}",
     )
+    not_others = f"-m connmark --mark {netfilter.bits(0, others)} " if others else ""
     leaving = [
         # A connection whose first packet main sends here (to this ISP's own network, by a static route) is this ISP's,
         # whichever was chosen (R1).
-        f"-A {out} -m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark {value}/{mask:#x}",
+        f"-A {out} -m conntrack ! --ctstatus CONFIRMED {not_others}-j CONNMARK --set-xmark {value}/{mask:#x}",
         # Whoever leaves by this ISP without having been chosen (the router itself, a VPN) stays with it from now on.
         f"-A {out} -m connmark --mark {unset} -j CONNMARK --set-xmark {value}/{mask:#x}",
-        f"-A {out} -m connmark ! --mark {mine} -j DROP",
+        f"-A {out} -m connmark ! --mark {mine} {not_others}-j DROP",
     ]
     return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, out)))
 
@@ -211,13 +219,14 @@ def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
         return [*(asking or [f"-A {chain} -s 0.0.0.0/32 -j RETURN"]), f"-A {chain} -j DROP"]
     first, *others = isp.addresses(family)
     translated = f"! --ctrepldst {first.ip}" if kind == "snat" else "! --ctstate SNAT"
-    # An address that was first before, and is deprecated now, still serves whom it was given to.
-    former = others if AUTO in isp.address and kind == "snat" else []
+    # One that was first before still serves whom it was given to, and others' rules may give one: a server's own
+    # address outside, or whichever masquerading takes.
+    allowed = others if kind == "snat" else []
     return [
         *asking,
         *(f"-A {chain} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in isp.addresses(family)),
         f"-A {chain} -m conntrack --ctstate INVALID -j DROP",
-        *(f"-A {chain} -m conntrack --ctrepldst {each.ip} --ctdir ORIGINAL -j RETURN" for each in former),
+        *(f"-A {chain} -m conntrack --ctrepldst {each.ip} --ctdir ORIGINAL -j RETURN" for each in allowed),
         f"-A {chain} -m conntrack {translated} --ctstatus CONFIRMED --ctdir ORIGINAL -j DROP",
     ]
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct
 
 DEFAULT_STATE_DIR = "/var/run"
+OWN_MASK = 0xFF00  # the bits of marks that are ours where others have marks too
 AUTO, NONE = "auto", "none"  # an address or a gateway that the kernel tells; a link that has no gateway
 
 Family = Literal[4, 6]
@@ -200,7 +201,12 @@ class Options(Struct, frozen=True):
     failback: Literal["drain", "move"] = "drain"
     failback_after_s: Wait = 0
     iptables: Literal["auto", "nft", "legacy"] = "auto"
-    mark_mask: Positive = 0xFFFFFFFF
+    mark_mask: Positive = 0xFFFFFFFF  # with "own" `OWN_MASK`, where nothing else is said
+
+    @property
+    def beside_others(self) -> bool:
+        """Whether others' chains, rules and marks are to be left alone."""
+        return self.flush == "own"
 
 
 class Rules(Struct, frozen=True):
@@ -245,6 +251,17 @@ class Router(Struct, frozen=True, kw_only=True):
         """The mark of what no ISP shall carry, all bits of `mark_mask`; 0 if no policy would have anything refused."""
         refuses = any(policy.otherwise == "unreachable" for policy in self.policies)
         return self.options.mark_mask if refuses else 0
+
+    @property
+    def others_bits(self) -> int:
+        """The bits within `mark_mask` that no ISP's mark needs; whatever has one of them is another program's mark.
+
+        So the mark of a VPN that lies partly within our bits (wg-quick's 0xca6c) is told from ours, where others' marks
+        are to live on.
+        """
+        mask = self.options.mark_mask
+        needed = (1 << max(isp.mark for isp in self.isps).bit_length()) - 1
+        return mask & ~(needed * lowest_bit(mask)) if self.options.beside_others else 0
 
 
 # The next hop where packets go straight into the interface.

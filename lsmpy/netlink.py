@@ -1,4 +1,4 @@
-"""Hears from the kernel that interfaces, addresses, routes or rules have changed (rtnetlink(7))."""
+"""Hears from the kernel that interfaces, addresses, routes or rules have changed (rtnetlink(7)), or our chains gone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lsmpy.netfilter import PREFIX
 from lsmpy.routing import MAIN, PROTOCOL
 
 # Groups to listen to: RTMGRP_LINK; IPV4_IFADDR and IPV6_IFADDR; IPV4_ROUTE and IPV6_ROUTE; IPV4_RULE, and group 20,
@@ -15,6 +16,9 @@ from lsmpy.routing import MAIN, PROTOCOL
 LINKS, ADDRESSES, ROUTES, RULES = 0x1, 0x10 | 0x100, 0x40 | 0x400, 0x80 | 0x80000
 _LINKS_AND_ADDRESSES = frozenset({16, 17, 20, 21})
 _NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE = 24, 25, 32, 33
+# NETLINK_NETFILTER and NFNLGRP_NFTABLES (nfnetlink.h); of NFNL_SUBSYS_NFTABLES, NFT_MSG_DELTABLE, DELCHAIN, DELRULE.
+_NETFILTER, _NFTABLES = 12, 0x40
+_GONE_FROM_TABLES = frozenset({10 << 8 | 2, 10 << 8 | 5, 10 << 8 | 8})
 HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, port
 _INDEX_AT = HEADER.size + 4  # in struct ifinfomsg and struct ifaddrmsg
 _LENGTH_AT, _PROTOCOL_AT = HEADER.size + 1, HEADER.size + 5  # in struct rtmsg
@@ -28,17 +32,30 @@ _NOTICE_CLOSING_S = 0.5
 class Interest:
     """What changes are to be told of: of these interfaces, and of these routing tables or rules to them.
 
-    With `defaults` also of default routes in main that are not ours.
+    With `defaults` also of default routes in main that are not ours, with `chains` of what is removed from our chains.
     """
 
     interfaces: frozenset[str]
     tables: frozenset[int]
     defaults: bool = False
+    chains: bool = False
 
 
 def open_socket(groups: int = LINKS | ADDRESSES | ROUTES | RULES) -> socket.socket:
     """A socket that becomes readable when something of these groups has changed."""
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    return _open(socket.NETLINK_ROUTE, groups)
+
+
+def open_tables_socket() -> socket.socket | None:
+    """The same for the tables of nftables, iptables-nft's too; None where the kernel has none. Needs CAP_NET_ADMIN."""
+    try:
+        return _open(_NETFILTER, _NFTABLES)
+    except OSError:
+        return None
+
+
+def _open(protocol: int, groups: int) -> socket.socket:
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     opened.bind((0, groups))
     opened.settimeout(_NOTICE_CLOSING_S)
@@ -76,6 +93,8 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _matters(kind: int, message: bytes, interest: Interest) -> bool:
+    if kind in _GONE_FROM_TABLES:
+        return interest.chains and PREFIX.encode() in message
     if kind in _LINKS_AND_ADDRESSES:
         return _interface(message) in interest.interfaces or any(
             name.encode() + b"\0" in message for name in interest.interfaces

@@ -33,8 +33,11 @@ def chains(router: Router, family: Family, usable: Collection[str]) -> list[Chai
     if not router.policies:
         return []
     ways = tuple((lan.name, lan.interface) for lan in router.lans)
+    tests = _tests(router.policies, ways, family, router.options.mark_mask)
+    # A policy about networks of the other family has nothing to do here.
+    led_to = {rule.rpartition(" -g ")[2] for chain in tests for rule in chain.rules}
     actions = (_action(policy, usable, router.options.mark_mask) for policy in router.policies)
-    return [*_tests(router.policies, ways, family, router.options.mark_mask), *actions]
+    return [*tests, *(action for action in actions if action.name in led_to)]
 
 
 def _action(policy: Policy, usable: Collection[str], mask: int) -> Chain:

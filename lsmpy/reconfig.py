@@ -58,18 +58,15 @@ def _run(options: argparse.Namespace) -> int:
     directory = options.state_dir or Path(router.state_dir)
     if options.dry_run:
         router, dry = _dry_plan(router, directory)
-        print(script.render(dry, _infix(router), freeing.commands(router)), end="")
+        beside_others = router.options.beside_others
+        print(script.render(dry, _infix(router), freeing.commands(router), beside_others), end="")
         return 0
     if options.diff:
         text = apply.difference(router, directory)
         print(text, end="")
         return 1 if text else 0
     if options.clear:
-        kept = apply.clear(router)
-        rest = (
-            "what was there before the first rebuild is back" if kept else "nothing was kept of what was there before"
-        )
-        log.info("cleared: %s", rest)
+        log.info("cleared: %s", apply.clear(router))
         return 0
     for warning in router.warnings:
         log.warning("%s", warning)
@@ -177,7 +174,8 @@ def _interest(router: Router) -> tuple[list[str], Interest]:
     files = [path(Path(), isp.name).name for isp in router.isps for path in (state.state_path, state.force_path)]
     interfaces = frozenset(item.interface for item in (*router.isps, *router.lans))
     tables = frozenset(int(isp.table) for isp in router.isps)
-    return files, Interest(interfaces, tables, defaults=any(AUTO in isp.gateway for isp in router.isps))
+    defaults = any(AUTO in isp.gateway for isp in router.isps)
+    return files, Interest(interfaces, tables, defaults, chains=router.options.beside_others)
 
 
 def _reload(path: Path, old: Router) -> Router:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -102,15 +103,16 @@ class Watch(FileSystemEventHandler):
         Raises:
             WatchError: a part of the watch has died.
         """
-        kernel = netlink.open_socket()
-        listener = threading.Thread(target=netlink.listen, args=(kernel, lambda: self.interest, self.wake), daemon=True)
-        listener.start()
+        kernel = [opened for opened in (netlink.open_socket(), netlink.open_tables_socket()) if opened]
+        listeners = [threading.Thread(target=self._listen, args=(opened,), daemon=True) for opened in kernel]
+        for listener in listeners:
+            listener.start()
         try:
             self._follow()  # before the first look, so that nothing falls between
             looked = -TICK_S
             while not self.stopped:
                 self._wake.wait(_HEARTBEAT_S)
-                if not listener.is_alive():
+                if not all(listener.is_alive() for listener in listeners):
                     raise WatchError("the kernel's notifications have stopped; the router stays as it is")
                 self._follow()
                 now = time.monotonic()
@@ -123,8 +125,12 @@ class Watch(FileSystemEventHandler):
                 yield
                 self._settle()
         finally:
-            kernel.close()
+            for opened in kernel:
+                opened.close()
             self._unfollow()
+
+    def _listen(self, opened: socket.socket) -> None:
+        netlink.listen(opened, lambda: self.interest, self.wake)
 
     def _settle(self) -> None:
         """Let a burst come to its end before it is looked at; only being stopped cuts this short."""

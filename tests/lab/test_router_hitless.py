@@ -46,13 +46,20 @@ def assert_unhurt(stream: flows.Stream, long: flows.LongFlows, seconds: float, i
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("ipv6", "backend", "default"), [("snat", "nft", None), ("none", "legacy", "ISP1"), ("snat", "legacy", "ISP2")]
+    ("ipv6", "backend", "default", "flush"),
+    [
+        ("snat", "nft", None, "all"),
+        ("none", "legacy", "ISP1", "all"),
+        ("none", "nft", "ISP1", "own"),
+        ("snat", "legacy", "ISP2", "own"),
+    ],
 )
 def test_rebuilds_under_load_hurt_nobody(
-    tmp_path: Path, ipv6: str, backend: str, default: str | None, long: bool
+    tmp_path: Path, ipv6: str, backend: str, default: str | None, flush: str, long: bool
 ) -> None:
     """ISP2 is said to go down and up; its line is well, and so not one flow may be lost, whoever has it."""
-    with rig(tmp_path, configuration((1, 1), ipv6, backend, KEEP), default) as router, router.watching() as watcher:
+    text = configuration((1, 1), ipv6, backend, f'{KEEP}\nflush = "{flush}"')
+    with rig(tmp_path, text, default) as router, router.watching() as watcher:
         stream, stay = steady(router)
         with stream, stay:
             wait_until(lambda: len(stay.isps()) == 8, what="long flows")

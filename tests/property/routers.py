@@ -90,7 +90,8 @@ class Scene:
 def routers(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2, balances: Sequence[str] = BALANCES) -> Router:
     """2 to 6 ISPs and 1 to 3 LANs, of either family or both."""
     mask = draw(st.sampled_from(MASKS))
-    text = f"[router]\nbalance = '{draw(st.sampled_from(balances))}'\nmark_mask = {mask:#x}\n"
+    text = f"[router]\nflush = '{draw(st.sampled_from(('all', 'own')))}'\n"
+    text += f"balance = '{draw(st.sampled_from(balances))}'\nmark_mask = {mask:#x}\n"
     text += f"local_traffic = '{draw(st.sampled_from(['main', 'balance']))}'\n"
     nat4, nat6 = draw(st.sampled_from(["snat", "masquerade", "none"])), draw(st.sampled_from(["none", "snat"]))
     text += f"[nat]\nipv4 = '{nat4}'\nipv6 = '{nat6}'\n"

@@ -471,6 +471,40 @@ def test_a_pair_keeps_its_isp_and_moves_only_when_that_leaves(
                 assert then == first or first not in after or then not in before
 
 
+# -- flush = "own" -------------------------------------------------------------------------------------------
+
+
+@given(scenes(), dice, st.data())
+def test_whoever_has_a_mark_that_no_isp_can_have_keeps_it_and_is_never_given_ours(
+    scene: Scene, chance: random.Random, data: st.DataObject
+) -> None:
+    """Another program's mark that lies partly in our bits, as wg-quick's does; in the packet, perhaps in both."""
+    if not scene.router.others_bits:
+        options = msgspec.structs.replace(scene.router.options, flush="own", mark_mask=0xFFFFFFFF)
+        scene = dataclasses.replace(scene, router=msgspec.structs.replace(scene.router, options=options))
+    others = scene.router.others_bits
+    mark = data.draw(st.integers(0, 0xFFFFFFFF)) & ~others | data.draw(st.sampled_from([others, others & -others]))
+    rests = data.draw(st.booleans())
+    for family, side, lan in ways(scene):
+        for isp in (isp for isp in scene.isps(family) if scene.has(isp.interface, str(isp.addresses(family)[0].ip))):
+            rules = Netfilter(side, scene.own(family), chance)
+            connection = Connection(mark=mark if rests else 0)
+            packet = outbound(lan, family, connection, mark=mark)
+            packet.protocol, packet.flags = data.draw(st.sampled_from([("udp", ""), ("tcp", "SYN")]))
+            assert rules.mangle("PREROUTING", packet)
+            packet.out = route(side, packet, scene.main(family, isp.interface))
+            if choice.by_rule(scene.isps(family)):
+                continue  # a rule takes it to the one whose turn it is
+            assert packet.out == isp.interface
+            assert rules.passes(packet)
+            assert rules.leave(packet)
+            assert packet.mark == mark
+            assert connection.mark == (mark if rests else scene.router.mark_value(isp))
+            own = Packet(scene.own(family)[0], SOMEWHERE[family], connection, mark=mark)
+            assert rules.mangle("OUTPUT", own)
+            assert own.mark == mark
+
+
 # -- R4 ------------------------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,14 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert options.mark_mask == 0xFFFFFFFF
 
 
+def test_beside_others_marks_are_eight_bits_unless_another_mask_is_given() -> None:
+    router = router_of("[router]\nflush = 'own'\n" + ISP)
+    assert (router.options.mark_mask, router.options.beside_others) == (0xFF00, True)
+    assert (router.mark_value(router.isps[0]), router.others_bits) == (0x100, 0xFE00)
+    assert router_of("[router]\nflush = 'own'\nmark_mask = 0x70\n" + ISP).options.mark_mask == 0x70
+    assert router_of("[router]\nmark_mask = 0xff00\n" + ISP).others_bits == 0
+
+
 def test_an_isps_own_probe_and_nat_override_the_common_ones_key_by_key() -> None:
     text = '[probe]\ninterval_ms = 500\ntimeout_ms = 700\n[nat]\nipv6 = "snat"\n' + TWO
     router = router_of(text + 'probe = { interval_ms = 250 }\nnat = { ipv4 = "masquerade" }\n')
@@ -262,6 +270,14 @@ WRONG = {
     "after": (
         ISP + "[rules]\nafter = ['tunnels']\n",
         '8: rules.after: "tunnels" is no absolute path; give a program\'s whole path',
+    ),
+    "rules beside others": (
+        "[router]\nflush = 'own'\n" + ISP + "[rules]\nipv4 = ['/r']\nafter = ['/a']\n",
+        '10: rules.ipv4: is for flush = "all", which rebuilds the tables whole; with "own" your rules stay as they are',
+    ),
+    "a mark beyond those of others": (
+        "[router]\nflush = 'own'\n" + ISP + "mark = 256\n",
+        "9: isp.mark: 256 does not fit into mark_mask 0xff00; give a mark from 1 to 255",
     ),
     "unknown key": (ISP + "wieght = 2\n", "7: isp.wieght: there is no such key; did you mean weight?"),
     "unknown top key": ("stat_dir = '/x'\n" + ISP, "1: stat_dir: there is no such key; did you mean state_dir?"),
@@ -568,7 +584,6 @@ ONLY_PROBED = {
     ),
 }
 LATER = {
-    "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
     "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),
     "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),

@@ -18,7 +18,7 @@ PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
     *("plan", "resolve", "marking", "choice", "policies", "shares", "buckets", "tree", "netfilter", "routing"),
-    *("changes", "freeing", "script"),
+    *("beside", "changes", "freeing", "script"),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}
 

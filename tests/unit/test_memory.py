@@ -34,11 +34,13 @@ def test_it_is_kept_below_var_lib_unless_systemd_says_otherwise(monkeypatch: pyt
 
 def test_what_was_there_before_is_read_as_it_was_written(place: Path) -> None:
     memory.save_before({4: FOUR, 6: SIX}, {"net/ipv4/conf/eth2/rp_filter": "1"})
-    sides, sysctls = memory.load_before((4, 6)) or ({}, {})
-    assert sides[4].table("filter").same_as(GUARD.with_policies({}))
-    assert (sides[4].routes, sides[4].rules) == (FOUR.routes, FOUR.rules)
-    assert sides[6].rules == SIX.rules
-    assert sysctls == {"net/ipv4/conf/eth2/rp_filter": "1"}
+    kept = memory.load_before((4, 6))
+    assert kept
+    assert kept.sides[4].table("filter").same_as(GUARD.with_policies({}))
+    assert (kept.sides[4].routes, kept.sides[4].rules) == (FOUR.routes, FOUR.rules)
+    assert kept.sides[6].rules == SIX.rules
+    assert kept.sysctls == {"net/ipv4/conf/eth2/rp_filter": "1"}
+    assert memory.replaced_all()
     assert sorted(os.listdir(place)) == ["before.json", "before.v4", "before.v6"]
 
 
@@ -63,6 +65,29 @@ def test_what_is_put_back_is_forgotten(place: Path) -> None:
     memory.forget_before()
     assert memory.load_before((4, 6)) is None
     assert os.listdir(place) == []
+
+
+def test_what_replaced_tables_and_what_left_them_alone_are_told_apart(place: Path) -> None:
+    assert not memory.replaced_all()
+    memory.save_settings({"net/ipv4/conf/eth2/rp_filter": "1"})
+    memory.save_settings({"net/ipv4/conf/eth2/rp_filter": "2"})
+    kept = memory.load_before((4,))
+    assert kept
+    assert (kept.sysctls, kept.beside_others) == ({"net/ipv4/conf/eth2/rp_filter": "1"}, True)
+    assert (memory.replaced_all(), memory.saved_tables()) == (False, [])
+    memory.save_before({4: FOUR}, {})
+    assert (memory.replaced_all(), memory.saved_tables()) == (True, [place / "before.v4"])
+    memory.save_settings({})
+    assert not memory.replaced_all()
+    memory.forget_before(tables=False)
+    assert os.listdir(place) == ["before.v4"]
+    assert memory.load_before((4,)) is None
+
+
+def test_what_an_older_version_has_kept_replaced_tables(place: Path) -> None:
+    place.mkdir()
+    (place / "before.json").write_text('{"routes": {}, "rules": {}, "sysctls": {}}')
+    assert memory.replaced_all()
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"routes": 1}', b"\xff\xfe", b""])

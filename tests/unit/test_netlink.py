@@ -142,6 +142,19 @@ def test_what_is_cut_off_is_no_end_of_the_listener(data: bytes) -> None:
     assert wakes(data, address(NEWADDR, LOOPBACK)) in (1, 2)
 
 
+def chain_gone(kind: int, chain: str) -> bytes:
+    """struct nfgenmsg, NFTA_CHAIN_TABLE and NFTA_CHAIN_NAME, in a message of NFNL_SUBSYS_NFTABLES."""
+    return message(10 << 8 | kind, b"\2\0\0\0" + attribute(1, b"mangle\0") + attribute(3, chain.encode() + b"\0"))
+
+
+@pytest.mark.parametrize("kind", [2, 5, 8])
+def test_what_is_removed_from_our_chains_wakes_whom_it_concerns(kind: int) -> None:
+    whom = Interest(frozenset(), frozenset(), chains=True)
+    assert wakes(chain_gone(kind, "LSMPY-PREROUTING"), interest=whom) == 1
+    assert wakes(chain_gone(kind, "DOCKER"), chain_gone(kind - 1, "LSMPY-PREROUTING"), interest=whom) == 0
+    assert wakes(chain_gone(kind, "LSMPY-PREROUTING")) == 0
+
+
 def test_a_closed_socket_ends_the_listener() -> None:
     opened = netlink.open_socket()
     listener = threading.Thread(target=netlink.listen, args=(opened, lambda: ALL, lambda: None))

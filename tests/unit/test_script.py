@@ -42,14 +42,18 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_a_shell_takes_it(name: str, shell: str) -> None:
-    subprocess.run([shell, "-n"], input=script.render(PLANS[name]), text=True, check=True)
+@pytest.mark.parametrize("beside_others", [False, True])
+def test_a_shell_takes_it(name: str, shell: str, beside_others: bool) -> None:
+    text = script.render(PLANS[name], beside_others=beside_others)
+    subprocess.run([shell, "-n"], input=text, text=True, check=True)
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_it_is_clean(name: str) -> None:
+@pytest.mark.parametrize("beside_others", [False, True])
+def test_it_is_clean(name: str, beside_others: bool) -> None:
     checker = shutil.which("shellcheck") or "true"  # not everybody has it; CI does
-    done = subprocess.run([checker, "-"], input=script.render(PLANS[name]), text=True, capture_output=True, check=False)
+    text = script.render(PLANS[name], beside_others=beside_others)
+    done = subprocess.run([checker, "-"], input=text, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -106,7 +110,7 @@ def test_it_is_the_same_for_the_same_plan() -> None:
 # -- run, with tools that only write down --------------------------------------------------------------------
 
 
-def run(tmp_path: Path, made: Plan, rules: str = "", routes: str = "") -> str:
+def run(tmp_path: Path, made: Plan, rules: str = "", routes: str = "", beside_others: bool = False) -> str:
     """Run the script with an `ip` and an `iptables` that know this live kernel; returns what they were told."""
     told = tmp_path / "told"
     tools = {
@@ -119,7 +123,7 @@ def run(tmp_path: Path, made: Plan, rules: str = "", routes: str = "") -> str:
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     # Without the settings: nothing here may touch the machine.
-    text = script.render(msgspec.structs.replace(made, sysctls=()))
+    text = script.render(msgspec.structs.replace(made, sysctls=()), beside_others=beside_others)
     assert "/proc/sys" not in text
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["sh"], input=text, text=True, check=True, env=environment, capture_output=True)
@@ -168,3 +172,17 @@ def test_run_it_removes_what_is_stale_and_nothing_of_others(tmp_path: Path) -> N
         "route del 192.0.2.0/24 dev old proto 3 table 249",
         "route del 192.0.2.0/24 dev old proto 3 table 250",
     ]
+
+
+def test_run_beside_others_it_fills_our_chains_and_declares_no_other(tmp_path: Path) -> None:
+    made = PLANS["one family"]
+    told = run(tmp_path, made, "100:\tfrom all fwmark 0x9 lookup 250\n", beside_others=True)
+    (side,) = made.sides
+    declared = {line.split()[0][1:] for line in told.splitlines() if line.startswith(":")}
+    assert declared == {c.name for table in side.tables for c in table.chains if c.name not in table.policies()}
+    for table in side.tables:
+        for chain in table.chains:
+            first = "-I" if chain.name in table.policies() and table.name != "nat" else "-A"
+            assert all(f"\n{first}{rule[2:]}\n" in told for rule in chain.rules)
+    assert told.count("== iptables-restore -w --noflush\n") == len(side.tables)
+    assert " del " not in told
