@@ -81,9 +81,19 @@ class Target:
 class Prober:
     """Probes the targets of one `isp`; `status` is what that has come to."""
 
-    def __init__(self, isp: Isp, port: wire.Port, selector: selectors.BaseSelector, old: Prober | None = None) -> None:
-        """Prepare to probe `isp` by a `port`, which is `old`'s if that is given, with what that one knows."""
-        self.isp, self.port, self._selector = isp, port, selector
+    def __init__(
+        self,
+        isp: Isp,
+        port: wire.Port,
+        selector: selectors.BaseSelector,
+        old: Prober | None = None,
+        find: uplink.Find = uplink.find,
+    ) -> None:
+        """Prepare to probe `isp` by a `port`, which is `old`'s if that is given, with what that one knows.
+
+        `find` tells its way, as the kernel has it.
+        """
+        self.isp, self.port, self._selector, self._find = isp, port, selector, find
         self.status: verdict.Status = old.status if old else "unknown"
         self.since_s: float = old.since_s if old else time.time()
         self.why: str = old.why if old else "not enough probes yet"
@@ -116,7 +126,7 @@ class Prober:
 
     def see(self, snapshot: Snapshot, now_ns: int) -> None:
         """Follow interface, addresses and gateways to where they are now."""
-        paths = {family: uplink.find(self.isp, family, snapshot) for family in self.isp.families}
+        paths = {family: self._find(self.isp, family, snapshot) for family in self.isp.families}
         gateway = next((path for path in paths.values() if isinstance(path, Path)), next(iter(paths.values())))
         for target in self.targets:
             address = target.check.address
@@ -155,12 +165,17 @@ class Prober:
         for sample in target.flight.fates(now_ns):
             self._count(target, sample, now_ns)
         if now_ns >= target.due_ns:
-            interval_ns = self.isp.probe.interval_ms * _MS
+            interval_ns = self._interval_ns(target)
             target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
         deadline_ns = target.flight.deadline_ns()
         return target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
+
+    def _interval_ns(self, target: Target) -> int:
+        probe = self.isp.probe
+        in_burst = target.counter < probe.startup_burst_pkts
+        return (probe.startup_burst_interval if in_burst else probe.interval_ms) * _MS
 
     def stalled(self) -> None:
         """The machine slept: what is unanswered now was not lost by the link."""
@@ -207,12 +222,15 @@ class Prober:
         if target.check.kind != "neighbour":
             self._look_for(path, now_ns, target.link.lost_in_a_row > 0)
         target.flight.sent(number, clock_ns(), time.time_ns())
+        if path.own:  # the kernel takes no packets from itself off the wire, and would answer each: it has the address
+            target.flight.answered(number, time.time_ns(), clock_ns())
+            return
         if target.check.kind == "neighbour":
             self._ask(path, now_ns)
         elif target.address is not None:
             mac = self._hops[path.hop].mac if path.needs_mac and path.hop in self._hops else b""
             if target.request is None:
-                target.request = self.port.echo(path.source, target.address, target.number)
+                target.request = self.port.echo(path.source, target.address, target.number, path.ttl)
             if mac or not path.needs_mac:
                 self.port.probe(target.request, target.number, number, target.address.version, mac)
         self._tell_problem()

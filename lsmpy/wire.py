@@ -29,6 +29,7 @@ _LARGEST = 2048  # of the packets that are of interest; longer ones are cut and 
 # Packets a call of `receive`: more than a socket's buffer holds, so that whatever waits when it begins is taken in,
 # and few enough that a flood cannot keep the caller from its clock.
 _MOST_AT_ONCE = 1024
+_TTL = 64  # IPDEFTTL (RFC 1700)
 _MOST_ERRORS_AT_ONCE = 16  # scapy needs most of a millisecond to read one
 
 # <linux/if_packet.h>, <linux/if_ether.h>, <linux/if_arp.h>, <asm/socket.h>, <linux/net_tstamp.h>, <linux/filter.h>;
@@ -122,14 +123,19 @@ class Echo(Struct, frozen=True):
         return b"".join((self.head, _VARYING.pack(checksum, self.ident, seq), self.fixed, patch, _FILLING))
 
 
-def echo(source: Address, target: Address, ident: int, nonce: bytes, number: int) -> Echo:
-    """The echo request from `source` to `target`, which is number `number` of its port."""
+def echo(source: Address, target: Address, ident: int, nonce: bytes, number: int, ttl: int = 0) -> Echo:
+    """The echo request from `source` to `target`, which is number `number` of its port; `ttl` 0 for the usual one."""
+    ttl = ttl or _TTL
     payload = _PAYLOAD.pack(nonce, number, 0, bytes(8))
     if target.version == 4:
-        packet = bytes(IP(src=str(source), dst=str(target), flags="DF", id=0) / ICMP(id=ident, seq=0) / payload)
+        packet = bytes(
+            IP(src=str(source), dst=str(target), flags="DF", id=0, ttl=ttl) / ICMP(id=ident, seq=0) / payload
+        )
         icmp = 20
     else:
-        packet = bytes(IPv6(src=str(source), dst=str(target)) / ICMPv6EchoRequest(id=ident, seq=0, data=payload))
+        packet = bytes(
+            IPv6(src=str(source), dst=str(target), hlim=ttl) / ICMPv6EchoRequest(id=ident, seq=0, data=payload)
+        )
         icmp = 40
     (checksum,) = struct.unpack_from("!H", packet, icmp + 2)
     return Echo(packet[: icmp + 2], ident, payload[:8], ~checksum & 0xFFFF)
@@ -204,9 +210,9 @@ class Port:
         except OSError as error:
             self._fail(error)
 
-    def echo(self, source: Address, target: Address, number: int) -> Echo:
-        """The echo request of this port's target number `number`."""
-        return echo(source, target, self.ident, self._nonce, number)
+    def echo(self, source: Address, target: Address, number: int, ttl: int = 0) -> Echo:
+        """The echo request of this port's target number `number`; `ttl` 0 for the usual one."""
+        return echo(source, target, self.ident, self._nonce, number, ttl)
 
     def probe(self, request: Echo, number: int, counter: int, version: int, mac: bytes) -> None:
         """Send an echo request to the hardware address `mac`, which is empty on links without."""
