@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_interface
 
 from lsmpy import shares
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import AUTO, FAMILIES, NONE, Addressed, Isp, Lan, Options, Rules, lowest_bit, parse_check
+from lsmpy.model import AUTO, FAMILIES, NONE, Addressed, Isp, Lan, Options, lowest_bit, parse_check
 
 
 def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
@@ -44,11 +44,11 @@ def check_router_part(mistakes: Mistakes, isps: list[Isp]) -> None:
             mistakes.wrong("isp", index, "interface", f"{shown(isp.interface)} {later}")
 
 
-def check_rules(mistakes: Mistakes, rules: Rules) -> None:
+def check_programs(mistakes: Mistakes, table: str, key: str, programs: tuple[str, ...]) -> None:
     """Add to the `mistakes` programs that would be looked for in the directory of whoever starts us."""
-    for text in rules.after:
+    for text in programs:
         if not text.startswith("/"):
-            mistakes.wrong("rules", None, "after", f"{shown(text)} is no absolute path; give a program's whole path")
+            mistakes.wrong(table, None, key, f"{shown(text)} is no absolute path; give a program's whole path")
 
 
 def _check_mask(mistakes: Mistakes, isps: list[Isp], mask: int) -> None:

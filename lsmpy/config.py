@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from lsmpy import ConfigError, checks
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import DEFAULT_STATE_DIR, Isp, Lan, Nat, Options, Probe, Router, Rules
+from lsmpy.model import DEFAULT_STATE_DIR, Events, Isp, Lan, Nat, Options, Probe, Router, Rules
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 
@@ -23,9 +23,9 @@ _LATER: dict[str, tuple[object, ...]] = {
     "router.flush_conntrack": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),
 }
-_LATER_KEYS = {"policy", "events", "isp.prefix"}
-_SINGLE_OR_LIST = {"address", "gateway", "check"}
-_TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
+_LATER_KEYS = {"policy", "isp.prefix"}
+_SINGLE_OR_LIST = {"address", "gateway", "check", "script"}
+_TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
 def load(path: Path, probing: bool = False) -> Router:
@@ -106,8 +106,10 @@ class _Reader:
         if not isinstance(state_dir, str) or not state_dir.startswith("/"):
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
         options, rules = Options(**tables["router"]), Rules(**tables["rules"])
+        events = Events(**tables["events"])
         checks.check(self.mistakes, isps, lans, options)
-        checks.check_rules(self.mistakes, rules)
+        checks.check_programs(self.mistakes, "rules", "after", rules.after)
+        checks.check_programs(self.mistakes, "events", "script", events.script)
         if not probing:
             checks.check_router_part(self.mistakes, isps)
         self.mistakes.tell()
@@ -117,6 +119,7 @@ class _Reader:
             state_dir=state_dir,
             options=options,
             rules=rules,
+            events=events,
             warnings=tuple(self.mistakes.warnings),
         )
 
@@ -180,7 +183,7 @@ class _Reader:
         for key in raw:
             if key not in known:
                 self.mistakes.wrong(table, index, key, _unknown_key(key, known))
-            elif not table and key in _LATER_KEYS and raw[key] not in ([], {}, {"script": []}):
+            elif not table and key in _LATER_KEYS and raw[key] not in ([], {}):
                 self.mistakes.wrong("", None, key, "needs a later version of lsmpy; leave it out")
 
     def _table_number(self, index: int, table: int | str) -> int:

@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lsmpy import LsmpyError, config, links, netlink, standing, state, verdict, wire
+from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, standing, state, verdict, wire
+from lsmpy.herald import Herald
 from lsmpy.prober import Prober, Target, clock_ns, trials
+from lsmpy.source import Source, load
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what 
 _TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
 _HEAD_START_NS = _S // 20  # for the gateways to say where they are, before the first probe
+_MOST_SPREAD_NS = 1 * _S  # nobody waits longer for his first probe because of the others
 _MANY_TARGETS = 50
 _MOST_SLACK_NS = 100_000_000
 
@@ -57,12 +60,15 @@ class Daemon:
         self._urgent = selectors.DefaultSelector()  # what cannot wait until others have arrived too
         self._caught: bytes = b""
         self._kernel: socket.socket | None = None
+        self._source: Source
+        self._herald: Herald
         self._load()
 
     def close(self) -> None:
         """Let go of every socket."""
         for prober in self._probers:
             prober.close()
+        self._herald.close()
         self._selector.close()
         self._urgent.close()
         if self._kernel:
@@ -92,6 +98,8 @@ class Daemon:
                 return
             if signal.SIGHUP in self._caught:
                 self._reload()
+            if signal.SIGUSR1 in self._caught:
+                self._herald.dump()
             self._caught = b""
             # What arrives meanwhile is taken in together: it bears the kernel's time stamps, and waking costs most.
             self._urgent.select(self._slack_ns / _S)
@@ -115,14 +123,26 @@ class Daemon:
             self._tell(now_ns)
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
+        if not self._source.lsm:
+            self._blame()
+        anything = all_files
+        for prober in self._probers:
+            prober.changed = False
+            if (changed := prober.judge(self._blamed, now_ns)) or all_files:
+                self._settle(prober.isp.name, prober.status)
+            if changed:
+                self._herald.say(prober)
+            anything |= changed
+        if anything:
+            self._herald.tick()
+            for name, word in self._herald.groups():
+                self._settle(name, word)
+
+    def _blame(self) -> None:
         self._blamed -= self._acquitted()
         for text in sorted(verdict.blamed(trials(self._probers)) - self._blamed):
             log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
             self._blamed |= {text}
-        for prober in self._probers:
-            prober.changed = False
-            if prober.judge(self._blamed, now_ns) or all_files:
-                self._settle(prober)
 
     def _acquitted(self) -> set[str]:
         """What was blamed and answers again, which begins anew by every ISP; or is not configured any more."""
@@ -136,9 +156,10 @@ class Daemon:
                     prober.begin_anew(target)
         return found
 
-    def _settle(self, prober: Prober) -> None:
-        name = prober.isp.name
-        held = settle(self._directory, name, None if prober.status == "unknown" else prober.status)
+    def _settle(self, name: str, status: str) -> None:
+        if not state.can_name(name):
+            return
+        held = settle(self._directory, name, None if status == "unknown" else status)
         if held is not None and held != self._held.get(name):
             log.info("%s: somebody wrote %r into its state file; it is left alone until removed or right", name, held)
         elif held is None and self._held.get(name) is not None:
@@ -166,8 +187,12 @@ class Daemon:
             for selector in (self._selector, self._urgent):
                 selector.unregister(self._kernel)
             self._kernel.close()
-        follows = any(each.isp.follows for each in self._probers)
-        self._kernel = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
+        groups = netlink.LINKS | netlink.ADDRESSES
+        if any(each.isp.follows for each in self._probers):
+            groups |= netlink.ROUTES
+        if self._source.lsm:
+            groups |= netlink.RULES
+        self._kernel = netlink.open_socket(groups)
         self._kernel.setblocking(False)
         for selector in (self._selector, self._urgent):
             selector.register(self._kernel, selectors.EVENT_READ, functools.partial(self._look, self._kernel))
@@ -197,20 +222,23 @@ class Daemon:
             log.info("the configuration was read again")
 
     def _load(self) -> None:
-        router = config.load(self._path, probing=True)
+        loaded = load(self._path)
+        router = loaded.router
         directory = self._given or Path(router.state_dir)
         state.require_directory(directory)
         for warning in router.warnings:
             log.warning("%s", warning)
+        herald = Herald(loaded, directory, self._selector, self._herald if self._probers else None)
         old = {each.isp.name: each for each in self._probers}
         ports = [old[isp.name].port if isp.name in old else wire.Port() for isp in router.isps]
         probers = [
-            Prober(isp, port, self._selector, old.pop(isp.name, None))
+            Prober(isp, port, self._selector, old.pop(isp.name, None), loaded.find)
             for isp, port in zip(router.isps, ports, strict=True)
         ]
         for gone in old.values():
             gone.close()
-        self._directory, self._probers = directory, probers
+        self._directory, self._probers, self._source, self._herald = directory, probers, loaded, herald
+        herald.follow(probers)
         self._listen()
         now_ns = clock_ns()
         self._see(now_ns)
@@ -222,7 +250,7 @@ class Daemon:
         self._agenda = []
         for prober in self._probers:
             for target in prober.targets:
-                later_ns = next(place) * prober.isp.probe.interval_ms * 1_000_000 // count
+                later_ns = next(place) * min(prober.isp.probe.interval_ms * 1_000_000, _MOST_SPREAD_NS) // count
                 target.due_ns = now_ns + _HEAD_START_NS + later_ns
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
@@ -257,7 +285,13 @@ def settle(directory: Path, name: str, said: str | None) -> str | None:
 def _signals() -> Iterator[socket.socket]:
     """The signals for a daemon as bytes on a socket, so that they wake select and interrupt nothing."""
     ours, theirs = socket.socketpair()
-    caught = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    caught = (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    )  # the last for nothing, as in LSM
     with ours, theirs:
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -273,16 +307,28 @@ def _signals() -> Iterator[socket.socket]:
 def main(argv: list[str] | None = None) -> int:
     """Run lsmpy-probe and return its exit status."""
     parser = argparse.ArgumentParser("lsmpy-probe", description=__doc__)
-    parser.add_argument("-c", dest="config", metavar="FILE", type=Path, default=config.DEFAULT_PATH)
+    parser.add_argument("-c", "--config", metavar="FILE", type=Path, default=config.DEFAULT_PATH, help="or an lsm.conf")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="where the state files are")
     parser.add_argument("--once", action="store_true", help="end when each ISP has a verdict and that is written")
+    parser.add_argument(
+        "-p", "--pidfile", metavar="FILE", type=Path, help="write the process id there, and be the only one"
+    )
+    parser.add_argument("--fork", action="store_true", help="go on in the background, as LSM does")
+    parser.add_argument("-f", "--no-fork", action="store_true", help="as LSM: neither --fork nor --pidfile hold")
+    parser.add_argument("-v", "--version", action="version", version=f"lsmpy-probe version {__version__}")
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config) else None
+    background.log_to(ident)
     try:
         with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir)) as daemon:
-            daemon.run(signals, options.once)
+            pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
+            with background.running(pid_file, fork):
+                daemon.run(signals, options.once)
     except LsmpyError as error:
-        print(f"lsmpy-probe: error: {error}", file=sys.stderr)
+        if ident:
+            log.error("%s", error)
+        else:
+            print(f"lsmpy-probe: error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
 

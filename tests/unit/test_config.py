@@ -476,7 +476,6 @@ LATER = {
     "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),
     "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
-    "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
     **ONLY_PROBED,
 }
 

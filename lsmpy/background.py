@@ -1,0 +1,86 @@
+"""What LSM is besides a prober: a daemon in the background with a pid file, which logs to syslog."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sys
+import syslog
+from collections.abc import Iterator
+from pathlib import Path
+
+from lsmpy import LsmpyError
+
+_PRIORITIES = {logging.ERROR: syslog.LOG_ERR, logging.WARNING: syslog.LOG_WARNING, logging.INFO: syslog.LOG_INFO}
+
+
+class PidFileError(LsmpyError):
+    """The pid file cannot be had."""
+
+
+def log_to(ident: str | None) -> None:
+    """Log to standard error and, with an `ident`, to syslog by that name as well (facility daemon, as LSM)."""
+    handlers: list[logging.Handler] = [] if ident and "JOURNAL_STREAM" in os.environ else [logging.StreamHandler()]
+    if ident:
+        syslog.openlog(ident, syslog.LOG_PID, syslog.LOG_DAEMON)
+        handlers.append(_Syslog())
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=handlers, force=True)
+    logging.getLogger("sh").setLevel(logging.WARNING)
+
+
+class _Syslog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            text = line.encode(errors="backslashreplace").decode()
+            syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_DEBUG), text)
+
+
+@contextlib.contextmanager
+def running(pid_file: Path | None, fork: bool) -> Iterator[None]:
+    """For as long as the daemon runs: the only one that has this `pid_file`, with `fork` in the background.
+
+    Raises:
+        PidFileError: it cannot be opened, or another one has it.
+    """
+    held = _lock(pid_file) if pid_file else None
+    if fork:
+        _detach()
+    if held is not None:
+        os.ftruncate(held, 0)
+        os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
+    try:
+        yield
+    finally:
+        if held is not None and pid_file:
+            with contextlib.suppress(OSError):  # gone already: those who stop LSM often take it away themselves
+                pid_file.unlink()
+            os.close(held)
+
+
+def _lock(path: Path) -> int:
+    try:
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise PidFileError(f"cannot open the pid file {path}: {error.strerror}. Nothing was started") from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        other = os.read(held, 20).decode(errors="replace").strip() or "?"
+        os.close(held)
+        raise PidFileError(f"{path} is locked by process {other}, which runs already. Nothing was started") from error
+    return held
+
+
+def _detach() -> None:
+    """Go on in the background: the process that was started ends with status 0. The working directory stays (LSM)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for each in (0, 1, 2):
+        os.dup2(nowhere, each)
+    os.close(nowhere)
