@@ -79,10 +79,14 @@ def run(argv: tuple[str, ...], timeout_s: float) -> None:
     said = Said(log, script.name)
     try:
         command.start_foreign([str(script.absolute()), *argv[1:]], environment, said.hear, timeout_s).wait()
-    except (CommandError, ValueError) as error:
-        late = isinstance(error, CommandError) and error.status == -signal.SIGKILL
-        how = f"; it has {timeout_s:g} s" if late else ""
-        log.warning("event script: %s%s", error, how)
+    except CommandError as error:
+        if error.status is None:
+            log.warning("event script: %s", error)
+        else:
+            late = f"; it has {timeout_s:g} s" if error.status == -signal.SIGKILL else ""
+            log.warning("event script: %s ended with status %d%s", " ".join(argv), error.status, late)
+    except ValueError as error:
+        log.warning("event script: %s: %s", script, error)
     finally:
         said.end()
 

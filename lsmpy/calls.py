@@ -21,7 +21,12 @@ class CallerError(LsmpyError):
 
 
 class Caller:
-    """The other process, and what it has not been told yet."""
+    """The other process.
+
+    Attributes:
+        pid: its number.
+        waiting: what it has not been told yet, because it reads too slowly.
+    """
 
     def __init__(self, selector: selectors.BaseSelector, words: Sequence[str] = ()) -> None:
         """Start it; `words` are its arguments.
@@ -30,15 +35,15 @@ class Caller:
             CallerError: it cannot be started.
         """
         self._selector = selector
-        self._waiting: deque[bytes] = deque()
+        self.waiting: deque[bytes] = deque()
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         argv = [sys.executable, "-m", "lsmpy.caller", *words]
         try:
             actions = [(os.POSIX_SPAWN_DUP2, reading, 0)]
             # A group of its own: Ctrl-C is for the prober, and not for a script in the middle of its work.
-            self._pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setpgroup=0)
-            self._end = os.pidfd_open(self._pid)
+            self.pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setpgroup=0)
+            self._end = os.pidfd_open(self.pid)
         except OSError as error:
             raise CallerError(f"cannot start the process that runs scripts: {error.strerror}. None was run") from error
         finally:
@@ -47,7 +52,7 @@ class Caller:
 
     def call(self, calls: Sequence[Call]) -> None:
         """Have these made, each after those before it that have a key in common with it; never waits."""
-        self._waiting += (json.dumps([each.keys, each.argv]).encode() + b"\n" for each in calls)
+        self.waiting += (json.dumps([each.keys, each.argv]).encode() + b"\n" for each in calls)
         self._pass_on()
 
     def close(self) -> None:
@@ -60,23 +65,23 @@ class Caller:
 
     def _pass_on(self) -> None:
         watched = self._pipe in self._selector.get_map()
-        while self._waiting:
+        while self.waiting:
             try:
-                written = os.write(self._pipe, self._waiting[0])
+                written = os.write(self._pipe, self.waiting[0])
             except BlockingIOError:
                 if not watched:
                     self._selector.register(self._pipe, selectors.EVENT_WRITE, self._pass_on)
                 return
             except BrokenPipeError:
                 self._ended()
-            rest = self._waiting.popleft()[written:]
+            rest = self.waiting.popleft()[written:]
             if rest:
-                self._waiting.appendleft(rest)
+                self.waiting.appendleft(rest)
         if watched:
             self._selector.unregister(self._pipe)
 
     def _ended(self) -> None:
         raise CallerError(
-            f"the process that runs scripts (pid {self._pid}) has died. State files stay as they are; scripts of "
+            f"the process that runs scripts (pid {self.pid}) has died. State files stay as they are; scripts of "
             f"changes from now on are not run until lsmpy-probe is started again"
         )

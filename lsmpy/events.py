@@ -125,7 +125,8 @@ class Ledger:
     def _still(self, outcome: Outcome, name: str, counters: Counters) -> None:
         if counters.probes >= self._told_at.setdefault(name, counters.probes) + _STILL_PROBES:
             self._told_at[name] = counters.probes
-            outcome.lines.append(f"link {name} still down")
+            if self._debug >= 0:
+                outcome.lines.append(f"link {name} still down")
             self._count(outcome, name, counters)
 
     def _group(self, outcome: Outcome, group: Group, now_s: float) -> None:

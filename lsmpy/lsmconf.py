@@ -203,15 +203,17 @@ class _Reader:
         self._default_lines: dict[str, str] = {}
         self._blocks: list[_Block] = []
         self._under_way: list[str] = []
-        self._mistakes: list[str] = []
+        self._files: list[str] = []
+        self._mistakes: list[tuple[int, int, str]] = []  # file, line, and all that is told
         self._warnings: list[str] = []
 
     def take(self, text: str, source: str) -> None:
         """One file, from its beginning to its end; blocks take effect in this order."""
         self._under_way.append(source)
+        self._files.append(source)
         block: _Block | None = None
         place = f"{source}:1"
-        for count, line in enumerate(text.split("\n"), 1):
+        for count, line in enumerate(text.removesuffix("\n").split("\n"), 1):
             place, said = f"{source}:{count}", normal(line)
             if not said:
                 continue
@@ -236,13 +238,15 @@ class _Reader:
         groups = [self._group(each, connections) for each in self._blocks if each.kind == "group"]
         self._check_names((*connections, *groups))
         if self._mistakes:
-            raise ConfigError("\n".join(self._mistakes))
+            raise ConfigError("\n".join(text for *_, text in sorted(self._mistakes)))
         if not connections:
             raise NoTargetsError(f"{source}: no targets found in config file: there is no connection {{ … }} in it")
         return Settings(self._flavour, self._debug, tuple(connections), tuple(groups), tuple(self._warnings))
 
     def _wrong(self, place: str, key: str, text: str) -> None:
-        self._mistakes.append(f"{place}: {key}: {text}")
+        source, _, line = place.rpartition(":")
+        key = key if key.isprintable() else repr(key)
+        self._mistakes.append((self._files.index(source), int(line), f"{place}: {key}: {text}"))
 
     # -- lines -------------------------------------------------------------------------------------------------------
 
@@ -262,7 +266,7 @@ class _Reader:
             what = f"unrecognised global config option {shown(said)}; known are {known}"
             if re.match(r"(defaults|connection|group) ?\{", said):
                 what = f"{shown(said)}: give a space before the brace, and nothing after it on its line"
-            self._wrong(place, word.partition("=")[0], what)
+            self._wrong(place, word.partition("=")[0] or word, what)
         return None
 
     def _inherited(self) -> dict[str, Any]:
