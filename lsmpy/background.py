@@ -26,15 +26,23 @@ def log_to(ident: str | None) -> None:
     if ident:
         syslog.openlog(ident, syslog.LOG_PID, syslog.LOG_DAEMON)
         handlers.append(_Syslog())
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("sh").setLevel(logging.WARNING)
+
+
+class _Printable(logging.Formatter):
+    """The message alone, without what is no text, as an lsm.conf may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode(errors="backslashreplace").decode()
 
 
 class _Syslog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         for line in self.format(record).splitlines():
-            text = line.encode(errors="backslashreplace").decode()
-            syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_DEBUG), text)
+            syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_DEBUG), line)
 
 
 @contextlib.contextmanager
