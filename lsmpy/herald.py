@@ -30,14 +30,9 @@ _EXPORT = {"lsm": Path("/var/lib/lsm/status_export"), "foolsm": Path("/var/lib/f
 class Herald:
     """What has been told of whom, and whoever is to be told more."""
 
-    def __init__(
-        self, source: Source, directory: Path, selector: selectors.BaseSelector, old: Herald | None = None
-    ) -> None:
-        """Go on where `old`, or whoever wrote into the state directory before, has left off.
-
-        Raises:
-            CallerError: scripts are to be run and cannot be.
-        """
+    def __init__(self, source: Source, directory: Path, old: Herald | None = None) -> None:
+        """Go on where `old`, or whoever wrote into the state directory before, has left off."""
+        self._source = source
         self._file = directory / FILE
         self._ledger: Ledger = Ledger(source.settings, old._ledger.states if old else self._remembered())
         self._export = _EXPORT[source.settings.flavour] if source.lsm else None
@@ -45,8 +40,15 @@ class Herald:
         self._counts: dict[str, Count] = dict(old._counts) if old else {}
         self._probers: dict[str, Prober] = {}
         self._caller: Caller | None = old._caller if old else None
-        if self._caller is None and source.settings.has_scripts:
-            self._caller = Caller(selector, ["--ident", source.settings.flavour] if source.lsm else [])
+
+    def begin(self, selector: selectors.BaseSelector) -> None:
+        """Be ready to run scripts if there are any.
+
+        Raises:
+            CallerError: they cannot be run.
+        """
+        if self._caller is None and self._source.settings.has_scripts:
+            self._caller = Caller(selector, ["--ident", self._source.settings.flavour] if self._source.lsm else [])
 
     def close(self) -> None:
         """There is no more to tell."""

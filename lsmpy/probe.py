@@ -79,10 +79,12 @@ class Daemon:
 
         Raises:
             StateError: a state file cannot be written.
+            CallerError: scripts cannot be run.
             ProbeError: `once`, and the probes of a full window leave it open whether an ISP is up.
         """
         for selector in (self._selector, self._urgent):
             selector.register(signals, selectors.EVENT_READ, lambda: self._signal(signals))
+        self._herald.begin(self._selector)
         while not (once and self._finished()):
             wake_ns = min(self._files_ns, self._agenda[0][0])
             self._selector.select(max(0, wake_ns - clock_ns()) / _S)
@@ -98,6 +100,7 @@ class Daemon:
                 return
             if signal.SIGHUP in self._caught:
                 self._reload()
+                self._herald.begin(self._selector)
             if signal.SIGUSR1 in self._caught:
                 self._herald.dump()
             self._caught = b""
@@ -228,7 +231,7 @@ class Daemon:
         state.require_directory(directory)
         for warning in router.warnings:
             log.warning("%s", warning)
-        herald = Herald(loaded, directory, self._selector, self._herald if self._probers else None)
+        herald = Herald(loaded, directory, self._herald if self._probers else None)
         old = {each.isp.name: each for each in self._probers}
         ports = [old[isp.name].port if isp.name in old else wire.Port() for isp in router.isps]
         probers = [

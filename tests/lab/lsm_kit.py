@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ OUTSIDE = "203.0.113.1"
 # it the sequence number is, which lsm puts there in the order of its own processor (below 256: in the first byte).
 _LENGTH = {LSM: 80, OURS: 84}
 _SEQUENCE = {LSM: "24>>8&0xFF", OURS: "24&0xFFFF"}
-Values = Mapping[str, object]
+Values = dict[str, object]
 _RECORD = """#!/bin/sh
 line=$0
 for word in "$@"; do line="$line|$word"; done
@@ -77,6 +77,9 @@ class Beside:
         self.ip("r", "".join(f"{line}\n" for line in (*lines, f"route add default via {NEIGHBOUR}")))
         lines = [f"address add {NEIGHBOUR}/24 dev customer", f"address add {NEIGHBOUR6}/64 dev customer nodad"]
         self.ip("p", "".join(f"{line}\n" for line in (*lines, f"address add {OUTSIDE}/32 dev lo")))
+        # A link that is new drops what is sent, for up to a second, until the kernel has noticed its carrier.
+        for target in (NEIGHBOUR, NEIGHBOUR6):
+            wait_until(lambda target=target: self.reaches(target), f"a link to {target}")  # type: ignore[misc]
 
     def clear(self) -> None:
         """End the programs, and the namespaces."""
@@ -93,6 +96,12 @@ class Beside:
 
     def run(self, space: str, *argv: str) -> str:
         return command.run("ip", "netns", "exec", self.spaces[space], *argv)
+
+    def reaches(self, target: str) -> bool:
+        """Whether a ping is answered."""
+        with suppress(command.CommandError):
+            return bool(self.run("r", "ping", "-c1", "-W0.2", target))
+        return False
 
     # -- what the link does ----------------------------------------------------------------------------------------
 

@@ -90,6 +90,7 @@ class House:
     def reload(self, text: str) -> None:
         self.path.write_text(text)
         self.daemon._reload()
+        self.daemon._herald.begin(self.daemon._selector)
 
     def says(self, name: str) -> str | None:
         return state.read_text(state.state_path(self.path.parent, name))
