@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _force(options: argparse.Namespace) -> int:
-    router = config.load(options.config, probing=True)
+    from lsmpy import source  # what it rests on no other command needs
+
+    router = source.load(options.config).router
     names = [isp.name for isp in router.isps]
     if options.name not in names:
         raise UnknownIspError(f"there is no ISP {options.name}; known are {', '.join(names)}. Nothing was changed")
@@ -87,11 +89,11 @@ def _force(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lsmpy import status  # what it rests on no other command needs
+    from lsmpy import source, status  # what they rest on no other command needs
 
-    router = config.load(options.config, probing=True)
-    directory = options.state_dir or Path(router.state_dir)
-    return status.show([isp.name for isp in router.isps], directory, options.watch, options.json)
+    loaded = source.load(options.config)
+    names = [isp.name for isp in loaded.router.isps] + [group.name for group in loaded.settings.groups]
+    return status.show(names, options.state_dir or Path(loaded.router.state_dir), options.watch, options.json)
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -84,6 +84,11 @@ class Ledger:
         self._told_at: dict[str, int] = {}
         self._most: dict[str, tuple[int, int]] = {}  # timeout and cons_miss, since it was up
 
+    def adopt(self, name: str, state: State) -> None:
+        """A connection is already there, and nobody needs to be told."""
+        if name in self.connections and self.states[name].word == "unknown":
+            self.states[name] = state
+
     def say(self, name: str, word: Literal["up", "down"], counters: Counters, now_s: float) -> Outcome:
         """The probes have come to a verdict on a connection, which may be what is known already."""
         outcome = Outcome()
@@ -107,6 +112,10 @@ class Ledger:
         outcome = Outcome()
         for name, connection in self.connections.items():
             state = self.states[name]
+            if (
+                state.word == "down" and not state.since
+            ):  # configured to begin so: the outage is as long as we know of it
+                state = self.states[name] = State("down", now_s)
             if state.word == "down" and 0 < connection.long_down_time < now_s - state.since:
                 self.states[name] = State("long_down", state.since)
                 outcome.changed = True

@@ -59,6 +59,8 @@ class Herald:
         """These are the probers from now on."""
         self._probers = {each.isp.name: each for each in probers}
         self._counts = {name: self._counts.get(name, Count()) for name in self._probers}
+        for name, prober in self._probers.items():
+            self._ledger.adopt(name, State(prober.status, prober.since_s))
 
     def say(self, prober: Prober) -> None:
         """A prober has come to a verdict."""

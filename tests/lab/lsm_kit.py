@@ -70,6 +70,8 @@ class Beside:
         """Make the namespaces and the link."""
         r, p = self.spaces["r"], self.spaces["p"]
         command.run("ip", "-batch", "-", stdin=f"netns add {r}\nnetns add {p}\n")
+        for space in self.spaces:  # or it depends on the moment which of its own addresses the kernel takes
+            self.run(space, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
         link = "link add wan type veth peer name customer"
         self.ip("r", f"link set lo up\n{link} netns {p}\n")
         self.ip("p", "link set lo up\nlink set customer up\n")

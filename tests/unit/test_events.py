@@ -126,6 +126,23 @@ def test_what_it_begins_with_is_no_event(status: int, word: Literal["up", "down"
     assert say(ledger(Connection(name="c1", eventscript=("/e",), status=status)), "c1", word) == Outcome()
 
 
+def test_who_begins_down_has_not_been_down_for_long() -> None:
+    """LSM says so at once, with the time 0."""
+    book = ledger(Connection(name="c1", status=0, long_down_time=3, long_down_eventscript="/l"))
+    assert tick(book).calls == []
+    assert tick(book, NOW + 3).calls == []
+    assert argvs(tick(book, NOW + 4))[0][16] == str(int(NOW))
+
+
+def test_who_is_there_already_is_no_event() -> None:
+    book = ledger()
+    book.adopt("c1", State("up", NOW - 9))
+    book.adopt("nobody", State("up"))
+    assert say(book, "c1", "up") == Outcome()
+    book.adopt("c1", State("down"))
+    assert argvs(say(book, "c1", "down"))[0][15] == "up"
+
+
 def test_what_was_told_before_a_restart_is_not_told_again() -> None:
     book = ledger(known={"c1": State("down", NOW)})
     assert say(book, "c1", "down") == Outcome()

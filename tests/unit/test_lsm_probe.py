@@ -260,6 +260,21 @@ def test_a_reload_keeps_states_history_and_scripts(house: House) -> None:
     assert house.export.read_text() == "c1 up\nc2 up\nc3 up\n"
 
 
+def test_scripts_that_come_with_a_reload_are_told_what_changes_from_then_on(house: House) -> None:
+    house.path = house.path.with_name("lsmpy.toml")
+    text = kit.TOML.format(directory=house.path.parent, check='["203.0.113.1"]')
+    text = text.replace('"192.0.2.1/24", "2001:db8:1::1/64"', '"192.0.1.1/24"')
+    text = text.replace('"192.0.2.2", "2001:db8:1::2"', '"192.0.1.2"')
+    house.start(text)
+    assert house.says("ISP1") == "up"
+    house.reload(f'{text}[events]\nscript = "/a"\n')
+    house.run(1)
+    assert house.told() == []
+    house.dead = {"203.0.113.1"}
+    house.run(1)
+    assert house.told() == [("ISP1", "up", "down")]
+
+
 def test_a_bad_reload_changes_nothing(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """LSM ends with status 2."""
     house.start(LIMITS + C1)

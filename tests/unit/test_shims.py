@@ -174,6 +174,50 @@ def test_lsm_s_shim_takes_the_program_of_its_checkout_or_says_so(tmp_path: Path,
     assert run(copy, "-v", PATH=bare).stdout.splitlines()[-1] == "-v"
 
 
+# -- lsm_notify ----------------------------------------------------------------------------------------------
+
+CALL = [
+    "down",
+    "c1",
+    "192.0.2.1",
+    "eth2",
+    "root@example",
+    "11",
+    "3",
+    "2",
+    "0",
+    "5",
+    "1",
+    "3",
+    "78",
+    "192.0.2.9",
+    "up",
+    "0",
+]
+OF_GROUP = ["up", "g", "", "", "root@example", *["0"] * 8, "", "unknown", "0"]
+
+
+@pytest.mark.parametrize(("call", "debian"), [(CALL, "default_script"), (OF_GROUP, "group_script")])
+def test_our_mail_has_the_address_and_the_subject_of_lsm_s(tmp_path: Path, call: list[str], debian: str) -> None:
+    program(tmp_path / "mail", f'printf "%s|" "$@" >>{tmp_path}/asked; cat >>{tmp_path}/text')
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    asked = []
+    for script in (SCRIPTS / "lsm_notify", Path("/usr/share/lsm", debian)):
+        assert run(script, *call, PATH=path).returncode == 0
+        asked.append((tmp_path / "asked").read_text())
+        (tmp_path / "asked").unlink()
+    assert asked[0] == asked[1]
+    said = (tmp_path / "text").read_text()
+    assert said.startswith(f"{call[1]} has changed from {call[14]} to {call[0]} at ")
+    assert ("2 of the last 100 probes, 3 of them in a row" in said) == (call is CALL)
+
+
+def test_our_mail_is_for_nobody_without_an_address(tmp_path: Path) -> None:
+    program(tmp_path / "mail", f"touch {tmp_path}/asked")
+    assert run(SCRIPTS / "lsm_notify", *CALL[:4], "", *CALL[5:], PATH=f"{tmp_path}:/bin").returncode == 0
+    assert not (tmp_path / "asked").exists()
+
+
 # -- systemd -------------------------------------------------------------------------------------------------
 
 
