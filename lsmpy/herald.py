@@ -7,16 +7,16 @@ import logging
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from lsmpy import state
+from lsmpy import munin, state
 from lsmpy.calls import Caller
 from lsmpy.events import Counters, Ledger, Outcome, State, Word
 from lsmpy.model import Check
-from lsmpy.prober import Prober, Target
+from lsmpy.prober import Prober, Target, clock_ns
 from lsmpy.source import Source
 from lsmpy.uplink import Path as Way
 from lsmpy.verdict import WINDOW
@@ -24,7 +24,8 @@ from lsmpy.verdict import WINDOW
 log = logging.getLogger(__name__)
 
 FILE = "lsmpy/events.json"  # in the state directory: what has been told, so that a restart does not tell it again
-_EXPORT = {"lsm": Path("/var/lib/lsm/status_export"), "foolsm": Path("/var/lib/foolsm/status_export")}
+_OWN = Path("/var/lib")  # where LSM has a directory by its name
+_S = 1_000_000_000  # nanoseconds
 
 
 class Herald:
@@ -35,8 +36,9 @@ class Herald:
         self._source = source
         self._file = directory / FILE
         self._ledger: Ledger = Ledger(source.settings, old._ledger.states if old else self._remembered())
-        self._export = _EXPORT[source.settings.flavour] if source.lsm else None
-        self._export_problem = ""
+        self._own = _OWN / source.settings.flavour if source.lsm else None
+        self._own_problem = ""
+        self._munin_ns: int = old._munin_ns if old else clock_ns() + munin.INTERVAL_S * _S
         self._counts: dict[str, Count] = dict(old._counts) if old else {}
         self._probers: dict[str, Prober] = {}
         self._caller: Caller | None = old._caller if old else None
@@ -71,6 +73,10 @@ class Herald:
     def tick(self) -> None:
         """Time has passed, or something was said."""
         self._do(self._ledger.tick(self._counted, time.time()))
+        if clock_ns() >= self._munin_ns:
+            self._munin_ns += munin.INTERVAL_S * _S
+            counters = {name: self._counted(name) for name in self._ledger.connections}
+            self._write_own(munin.files(self._source.settings.flavour, self._words(), counters))
 
     def groups(self) -> Iterator[tuple[str, Word]]:
         """Every group and where it is."""
@@ -90,22 +96,26 @@ class Herald:
         if outcome.changed:
             state.make_own_directory(self._file)
             state.write(self._file, msgspec.json.encode(self._ledger.states).decode())
-            self._write_export()
+            # LSM's own file of all connections; before the scripts, which may look into it.
+            self._write_own({"status_export": "\n".join(f"{name} {word}" for name, word in self._words().items())})
         if outcome.calls and self._caller:
             self._caller.call(outcome.calls)
 
-    def _write_export(self) -> None:
-        """LSM's own file of all connections, whole: before the scripts, which may look into it."""
-        if self._export is None:
+    def _words(self) -> dict[str, Word]:
+        return {name: self._ledger.states[name].word for name in self._ledger.connections}
+
+    def _write_own(self, files: Mapping[str, str]) -> None:
+        """Write LSM's own files, which nothing here depends on."""
+        if self._own is None:
             return
-        words = [f"{name} {self._ledger.states[name].word}" for name in self._ledger.connections]
         try:
-            state.write(self._export, "\n".join(words))
-            self._export_problem = ""
+            for name, text in files.items():
+                state.write(self._own / name, text)
+            self._own_problem = ""
         except state.StateError as error:
-            if str(error) != self._export_problem:
+            if str(error) != self._own_problem:
                 log.error("%s", error)
-            self._export_problem = str(error)
+            self._own_problem = str(error)
 
     def _remembered(self) -> dict[str, State]:
         with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeError):
@@ -137,9 +147,9 @@ class Count:
             waiting=link.lost - late + waiting,
             timeout=link.lost,
             reply_late=late,
-            cons_rcvd=link.received_in_a_row,
+            cons_rcvd=min(link.received_in_a_row, WINDOW),
             cons_wait=min(link.lost_in_a_row, link.lost - late),
-            cons_miss=link.lost_in_a_row,
+            cons_miss=min(link.lost_in_a_row, WINDOW),
             avg_rtt=round(trips.mean * 1000) if trips else 0,
             source=self._source or _no_address(target.check),
             min_rtt=shortest_ns // 1000,

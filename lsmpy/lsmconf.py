@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -27,6 +28,8 @@ _SENSIBLE = {
     "startup_burst_interval": (10, 3_600_000),
     "status": (0, 3),
 }
+
+_MOST_DEBUG = 8
 
 Read = Callable[[str], str]
 Match = Callable[[str], Sequence[str] | None]
@@ -119,10 +122,14 @@ class Settings(Struct, frozen=True):
         )
 
 
-_HINTS = get_type_hints(Connection)
 _KEYS = tuple(each for each in Connection.__struct_fields__ if each != "line")
 # Where each package has the script that mails.
 _DEFAULT_SCRIPTS = {"lsm": "/usr/share/lsm/default_script", "foolsm": "/usr/lib/foolsm/default_script"}
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Connection)
 
 
 def is_lsm(path: Path) -> bool:
@@ -261,6 +268,11 @@ class _Reader:
             self._include(rest, place, word == "include")
         elif said.startswith("debug="):
             self._debug = self._number(said.removeprefix("debug="), place, "debug")
+            if self._debug > _MOST_DEBUG:
+                text = (
+                    f"{self._debug} says no more than {_MOST_DEBUG}: single packets are not logged; tcpdump shows them"
+                )
+                self._warnings.append(f"{place}: debug: {text}")
         else:
             known = "debug=…, defaults {, connection {, group {, include … and -include …"
             what = f"unrecognised global config option {shown(said)}; known are {known}"
@@ -305,7 +317,7 @@ class _Reader:
             block.values[key] = self._convert(key, text, place)
 
     def _convert(self, key: str, text: str, place: str) -> object:
-        hint = int if key == "logic" else _HINTS[key]
+        hint = int if key == "logic" else _hints()[key]
         if hint is str:
             return text
         if hint == tuple[str, ...]:
@@ -355,7 +367,27 @@ class _Reader:
             values = f"max_packet_loss ({made.max_packet_loss}) <= min_packet_loss ({made.min_packet_loss})"
             text = f"{values}. that would cause flip-flop effect; give a max_packet_loss above it"
             self._wrong(at["max_packet_loss"], "connection.max_packet_loss", text)
+        self._note_useless(made, block.lines)
         return made
+
+    def _note_useless(self, made: Connection, lines: Mapping[str, str]) -> None:
+        """Tell of what somebody has written and what changes nothing."""
+        without = {
+            "long_down_eventscript": ("long_down_time", made.long_down_time <= 0),
+            "long_down_notifyscript": ("long_down_time", made.long_down_time <= 0),
+            "startup_burst_interval": ("startup_burst_pkts", made.startup_burst_pkts <= 0),
+        }
+        for key, (needed, lacking) in without.items():
+            if lacking and getattr(made, key) and key in lines:
+                self._warnings.append(f"{lines[key]}: {key}: {made.name}: has no effect without {needed}")
+        if made.ttl and made.check_arp and "ttl" in lines:
+            self._warnings.append(
+                f"{lines['ttl']}: ttl: {made.name}: has no effect with check_arp, which is for neighbours"
+            )
+        if ":" in made.device:
+            real, source = made.device.partition(":")[0], "" if made.sourceip else "; give its address as sourceip"
+            text = f"{made.name}: probes leave by {real}, of which {made.device} is another name{source}"
+            self._warnings.append(f"{lines['device']}: device: {text}")
 
     def _group(self, block: _Block, connections: Sequence[Connection]) -> Group:
         known = [each.name for each in connections]

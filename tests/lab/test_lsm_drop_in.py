@@ -191,7 +191,8 @@ def test_it_is_started_stopped_and_asked_as_lsm_is(pair: Beside) -> None:
 def test_the_lines_that_people_look_for_are_in_the_log(pair: Beside) -> None:
     group: tuple[str, Values] = "group", {"name": "g", "member-connection": "c"}
     values = QUICK | {"notifyscript": "", "long_down_time": 1}
-    pair.path.write_text(configuration(values, CONNECTION, group))
+    outside: Values = {"name": "c", "checkip": OUTSIDE}  # behind a gateway and without a device: LSM never reaches it
+    pair.path.write_text(configuration(values, ("connection", outside), group))
     daemon = pair.start(OURS)
     statistics = (
         r"name = c, replied = \d+, waiting = \d+, timeout = \d+, timeout max = \d+, late reply = 0, cons rcvd = \d+"
@@ -204,7 +205,7 @@ def test_the_lines_that_people_look_for_are_in_the_log(pair: Beside) -> None:
         )
 
     until("link c up event", "group g up event", f"{statistics}1")
-    pair.silence(NEIGHBOUR, True)
+    pair.silence(OUTSIDE, True)
     until("link c down event", "group g down event", f"{statistics}0", "link c long down event")
     daemon.send_signal(signal.SIGUSR1)
     until(f"{statistics}3")

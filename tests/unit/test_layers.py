@@ -17,7 +17,7 @@ DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
-    *("lsmconf", "events", "moving"),
+    *("lsmconf", "events", "moving", "munin"),
     *("plan", "resolve", "marking", "choice", "shares", "buckets", "tree", "netfilter", "routing", "changes", "script"),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}

@@ -59,10 +59,11 @@ class House:
         self.world = World(self.wires())
         self.world.answer = lambda _, address: None if str(address) in self.dead else MS
         kit.begin(monkeypatch, self.world)
-        self.path, self.export = place / "lsm.conf", place / "export"
+        self.path, self.export = place / "lsm.conf", place / "var/lsm/status_export"
+        self.export.parent.mkdir(parents=True)
         monkeypatch.setattr(herald, "time", self.world)
         monkeypatch.setattr(herald, "Caller", FakeCaller)
-        monkeypatch.setattr(herald, "_EXPORT", {"lsm": self.export, "foolsm": self.export})
+        monkeypatch.setattr(herald, "_OWN", place / "var")
         monkeypatch.setattr(links, "route", self.route)
         self.daemon: probe.Daemon
 
@@ -128,6 +129,15 @@ def test_states_of_connections_and_groups_are_files_and_calls(house: House) -> N
     assert house.export.read_text() == "c1 down\nc2 up\n"
 
 
+def test_lsm_s_own_file_is_right_before_a_script_looks_into_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(FakeCaller, "call", lambda *_: seen.append(house.export.read_text()))
+    house.start(LIMITS + C1)
+    house.dead = {"203.0.113.1"}
+    house.run(1)
+    assert seen == ["c1 up\n", "c1 down\n"]
+
+
 def test_the_first_of_the_counts_is_the_third_probe_lost(house: House) -> None:
     """LSM needs one more than it says, for it does not count its newest, and looks once a second."""
     house.start(LIMITS + C1)
@@ -147,7 +157,6 @@ def test_late_answers_are_counted_as_late(house: House) -> None:
     house.start(LIMITS.replace("lost=3", "lost=100") + C1)
     house.world.answer = lambda *_: 30 * MS
     house.run(0.4)
-    house.dead = {"203.0.113.1"}
     house.world.answer = lambda *_: MS
     house.run(0.2)
     (prober,) = house.daemon._probers
@@ -157,7 +166,31 @@ def test_late_answers_are_counted_as_late(house: House) -> None:
     assert counters.reply_late == pytest.approx(40, abs=1)
     assert counters.replied == pytest.approx(100, abs=1)
     house.run(2)  # they have left the window
-    assert house.daemon._herald._counted("c1").reply_late == 0
+    house.world.answer = lambda *_: None
+    house.run(0.2)
+    counters = house.daemon._herald._counted("c1")
+    assert counters.timeout > 10
+    assert counters.reply_late == 0
+
+
+def test_nobody_waits_for_the_first_probe_because_of_others_intervals(house: House) -> None:
+    """LSM sends them all at once."""
+    text = LIMITS.replace("interval_ms=10", "interval_ms=100000000")
+    house.start(text + C1 + C2, 1.1)
+    assert [each.targets[0].counter for each in house.daemon._probers] == [1, 1]
+
+
+def test_munin_s_files_are_written_every_five_minutes(house: House) -> None:
+    house.start(LIMITS.replace("interval_ms=10", "interval_ms=1000") + C1, 299)
+    assert sorted(each.name for each in house.export.parent.iterdir()) == ["status_export"]
+    house.run(2)
+    written = {each.name: each.read_text() for each in house.export.parent.iterdir()}
+    assert len(written) == 7
+    assert written["status.status"] == "_c1_status.value 1\n"
+    assert "_c1_crcvd.value 100\n" in written["status.counts"]
+    house.dead = {"203.0.113.1"}
+    house.run(300)
+    assert (house.export.parent / "status.status").read_text() == "_c1_status.value 0\n"
 
 
 def test_answers_that_take_longer_than_an_interval_are_no_losses(house: House) -> None:
@@ -226,7 +259,7 @@ def test_names_that_cannot_be_files_have_none_and_that_is_told(house: House, cap
         house.start(LIMITS + C1.replace("name=c1", "name=../c 1"), 1.2)
     assert '"../c 1" gets no state file' in caplog.text
     assert house.told() == [("../c 1", "unknown", "up")]
-    assert sorted(each.name for each in house.path.parent.iterdir()) == ["export", "lsm.conf", "lsmpy"]
+    assert sorted(each.name for each in house.path.parent.iterdir()) == ["lsm.conf", "lsmpy", "var"]
 
 
 def test_what_lsm_would_not_take_as_written_is_told_at_start(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -309,7 +342,7 @@ def test_what_is_remembered_may_be_broken(house: House, text: str) -> None:
 def test_a_missing_directory_of_lsm_s_own_is_told_once(
     house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(herald, "_EXPORT", {"lsm": Path("/nowhere/lsm/status_export")})
+    monkeypatch.setattr(herald, "_OWN", Path("/nowhere"))
     house.start(LIMITS + C1)
     house.dead = {"203.0.113.1"}
     house.run(1)

@@ -79,6 +79,31 @@ def test_what_a_number_has_besides_is_told() -> None:
     assert settings.warnings == ('lsm.conf:3: logic: "0 status=1" is taken for 0, as LSM does; give a number alone',)
 
 
+USELESS = {
+    "long_down_eventscript=/x": "long_down_eventscript: c1: has no effect without long_down_time",
+    "long_down_notifyscript=/x": "long_down_notifyscript: c1: has no effect without long_down_time",
+    "startup_burst_interval=50": "startup_burst_interval: c1: has no effect without startup_burst_pkts",
+    "ttl=1\n check_arp=1": "ttl: c1: has no effect with check_arp, which is for neighbours",
+    "device=eth0:1": "device: c1: probes leave by eth0, of which eth0:1 is another name; give its address as sourceip",
+    "sourceip=192.0.2.9\n device=eth0:1": "device: c1: probes leave by eth0, of which eth0:1 is another name",
+}
+
+
+@pytest.mark.parametrize("line", USELESS)
+def test_what_has_no_effect_is_told(line: str) -> None:
+    (warning,) = parse(ONE.replace(" checkip", f" {line}\n checkip")).warnings
+    assert warning.partition(": ")[2] == USELESS[line]
+    place = 2 + line.count("\n") if line.startswith("sourceip") else 2
+    assert warning.startswith(f"lsm.conf:{place + 1}: ")
+
+
+@pytest.mark.parametrize(("debug", "told"), [(8, 0), (9, 1), (100, 1)])
+def test_more_of_the_log_than_there_is_is_told(debug: int, told: int) -> None:
+    settings = parse(f"debug={debug}\n{ONE}")
+    assert settings.debug == debug
+    assert len(settings.warnings) == told
+
+
 def test_the_last_of_two_values_holds() -> None:
     assert only("connection {\n ttl=1\n ttl=2\n}\n").ttl == 2
 
@@ -303,6 +328,7 @@ def test_net_isp_balance_s() -> None:
         ("CABLE", "eth0:1", "191.3.88.152", "191.3.88.1"),
         ("DSL", "ppp0", "", "112.211.154.198"),
     ]
+    assert len(settings.warnings) == 1  # of the alias
     first = settings.connections[0]
     assert first.eventscript == (first.long_down_eventscript,) == ("/etc/network/load_balance.pl",)
     assert (first.long_down_time, first.timeout_ms, first.min_successive_pkts_rcvd) == (120, 500, 5)
@@ -380,7 +406,8 @@ def test_what_is_written_is_read_again(settings: Settings, chance: object) -> No
     text = "".join(noisy(line, chance) for line in write(settings).splitlines(True))
     read = parse(text)
     assert tuple(map(placeless, read.everybody)) == settings.everybody
-    assert (read.debug, read.warnings) == (settings.debug, ())
+    assert read.debug == settings.debug
+    assert all("no effect" in each or "another name" in each or "says no more" in each for each in read.warnings)
 
 
 def noisy(line: str, chance: object) -> str:
