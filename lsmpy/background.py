@@ -22,7 +22,7 @@ class PidFileError(LsmpyError):
 
 def log_to(ident: str | None) -> None:
     """Log to standard error and, with an `ident`, to syslog by that name as well (facility daemon, as LSM)."""
-    handlers: list[logging.Handler] = [] if ident and "JOURNAL_STREAM" in os.environ else [logging.StreamHandler()]
+    handlers: list[logging.Handler] = [] if ident and _is_journal() else [logging.StreamHandler()]
     if ident:
         syslog.openlog(ident, syslog.LOG_PID, syslog.LOG_DAEMON)
         handlers.append(_Syslog())
@@ -30,6 +30,14 @@ def log_to(ident: str | None) -> None:
         handler.setFormatter(_Printable())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("sh").setLevel(logging.WARNING)
+
+
+def _is_journal() -> bool:
+    """Whether standard error is systemd's journal, which syslog is too (systemd.exec(5), JOURNAL_STREAM)."""
+    with contextlib.suppress(OSError):
+        found = os.fstat(2)
+        return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return False
 
 
 class _Printable(logging.Formatter):

@@ -38,7 +38,7 @@ class Caller:
         self.waiting: deque[bytes] = deque()
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
-        argv = [sys.executable, "-m", "lsmpy.caller", *words]
+        argv = [sys.executable, "-P", "-m", "lsmpy.caller", *words]  # -P: nothing of the working directory's
         try:
             actions = [(os.POSIX_SPAWN_DUP2, reading, 0)]
             # A group of its own: Ctrl-C is for the prober, and not for a script in the middle of its work.

@@ -112,9 +112,8 @@ class Ledger:
         outcome = Outcome()
         for name, connection in self.connections.items():
             state = self.states[name]
-            if (
-                state.word == "down" and not state.since
-            ):  # configured to begin so: the outage is as long as we know of it
+            if state.word == "down" and not state.since:
+                # It is configured to begin so; its outage is as old as we know of it.
                 state = self.states[name] = State("down", now_s)
             if state.word == "down" and 0 < connection.long_down_time < now_s - state.since:
                 self.states[name] = State("long_down", state.since)

@@ -26,6 +26,7 @@ _SENSIBLE = {
     "interval_ms": (10, 1 << 47),
     "timeout_ms": (10, 3_600_000),
     "startup_burst_interval": (10, 3_600_000),
+    "ttl": (0, 255),
     "status": (0, 3),
 }
 

@@ -335,10 +335,7 @@ def main(argv: list[str] | None = None) -> int:
             with background.running(pid_file, fork):
                 daemon.run(signals, options.once)
     except LsmpyError as error:
-        if ident:
-            log.error("%s", error)
-        else:
-            print(f"lsmpy-probe: error: {error}", file=sys.stderr)
+        log.error("lsmpy-probe: error: %s", error)
         return error.exit_status
     return 0
 

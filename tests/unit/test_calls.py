@@ -175,6 +175,18 @@ def test_calls_come_through_and_the_process_ends_by_itself(tmp_path: Path, selec
     assert out.read_text().splitlines() == ["0 é", "1 é", "2 é"]
 
 
+def test_the_working_directory_cannot_be_in_its_place(
+    tmp_path: Path, selector: selectors.BaseSelector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lsmpy").mkdir()
+    (tmp_path / "lsmpy/__init__.py").touch()
+    (tmp_path / "lsmpy/caller.py").write_text("import sys; sys.exit(7)")
+    monkeypatch.chdir(tmp_path)
+    other = Caller(selector)
+    other.close()
+    assert os.waitpid(other.pid, 0)[1] == 0
+
+
 def test_a_script_that_hangs_never_holds_the_prober_up(tmp_path: Path, selector: selectors.BaseSelector) -> None:
     gate, out = tmp_path / "gate", tmp_path / "out"
     os.mkfifo(gate)

@@ -189,7 +189,9 @@ def test_munin_s_files_are_written_every_five_minutes(house: House) -> None:
     assert written["status.status"] == "_c1_status.value 1\n"
     assert "_c1_crcvd.value 100\n" in written["status.counts"]
     house.dead = {"203.0.113.1"}
-    house.run(300)
+    house.run(150)
+    assert (house.export.parent / "status.status").read_text() == "_c1_status.value 1\n"
+    house.run(150)
     assert (house.export.parent / "status.status").read_text() == "_c1_status.value 0\n"
 
 

@@ -59,6 +59,8 @@ def only(text: str) -> Connection:
         ("ttl=x2", "ttl", 0),
         ("max_successive_pkts_lost=-1", "max_successive_pkts_lost", -1),
         ("ttl= +7", "ttl", 7),
+        ("ttl=300", "ttl", 255),
+        ("ttl=-1", "ttl", 0),
         ("ttl=1 status=1", "ttl", 1),
         ("eventscript=/bin/a b", "eventscript", ("/bin/a b",)),
         ("eventscript=", "eventscript", ()),
@@ -364,6 +366,7 @@ def connections(name: str) -> st.SearchStrategy[Connection]:
         "min_packet_loss": st.integers(-5, 10),
         "max_packet_loss": st.integers(11, 100),
         "status": st.integers(0, 3),
+        "ttl": st.integers(0, 255),
         "line": st.just(""),
     }
     sensible = {key: st.integers(10, 5000) for key in ("interval_ms", "timeout_ms", "startup_burst_interval")}
