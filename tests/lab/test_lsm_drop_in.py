@@ -209,3 +209,20 @@ def test_the_lines_that_people_look_for_are_in_the_log(pair: Beside) -> None:
     until("link c down event", "group g down event", f"{statistics}0", "link c long down event")
     daemon.send_signal(signal.SIGUSR1)
     until(f"{statistics}3")
+
+
+def test_scripts_of_lsmpy_toml_are_told_the_same(pair: Beside) -> None:
+    pair.path = pair.place / "lsmpy.toml"
+    probe = ", ".join(f"{key} = {value}" for key, value in QUICK.items())
+    isp = f'name = "ISP1"\ninterface = "wan"\naddress = "192.0.2.1/24"\ngateway = "{NEIGHBOUR}"\n'
+    events = f'[events]\nscript = "{pair.recorder("event")}"\n'
+    pair.path.write_text(f'{events}[[isp]]\n{isp}check = "{OUTSIDE}"\nprobe = {{ {probe} }}\n')
+    pair.start(OURS)
+    wait_until(lambda: pair.told(OURS) != [], "the first event")
+    pair.silence(OUTSIDE, True)
+    wait_until(lambda: len(pair.told(OURS)) == 2, "the outage")
+    assert [each.words[:5] for each in pair.told(OURS)] == [
+        (word, "ISP1", OUTSIDE, "wan", "") for word in ("up", "down")
+    ]
+    assert {(len(each.words), each.words[13]) for each in pair.told(OURS)} == {(18, "192.0.2.1")}
+    assert [each.event for each in pair.told(OURS)] == [("unknown", "up"), ("up", "down")]
