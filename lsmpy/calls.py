@@ -9,6 +9,7 @@ import selectors
 import sys
 from collections import deque
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lsmpy import LsmpyError
 from lsmpy.events import Call
@@ -63,6 +64,9 @@ class Caller:
         os.close(self._pipe)
         os.close(self._end)
 
+    def _writable(self, _: int) -> None:
+        self._pass_on()
+
     def _pass_on(self) -> None:
         watched = self._pipe in self._selector.get_map()
         while self.waiting:
@@ -70,17 +74,17 @@ class Caller:
                 written = os.write(self._pipe, self.waiting[0])
             except BlockingIOError:
                 if not watched:
-                    self._selector.register(self._pipe, selectors.EVENT_WRITE, self._pass_on)
+                    self._selector.register(self._pipe, selectors.EVENT_WRITE, self._writable)
                 return
             except BrokenPipeError:
-                self._ended()
+                self._ended(0)
             rest = self.waiting.popleft()[written:]
             if rest:
                 self.waiting.appendleft(rest)
         if watched:
             self._selector.unregister(self._pipe)
 
-    def _ended(self) -> None:
+    def _ended(self, _: int) -> NoReturn:
         raise CallerError(
             f"the process that runs scripts (pid {self.pid}) has died. State files stay as they are; scripts of "
             f"changes from now on are not run until lsmpy-probe is started again"

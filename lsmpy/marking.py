@@ -45,8 +45,8 @@ def mangle(
     unset = netfilter.bits(0, mask)
     lans = [lan for lan in router.lans if family in lan.families]
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
-    # Broadcasts exist in IPv4 only, and the match refuses to look for them elsewhere.
-    ours = "LOCAL,BROADCAST,MULTICAST" if family == 4 else "LOCAL,MULTICAST"
+    # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
+    ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
     before = [
         *_between_lans(pre, family, lans),
         # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
@@ -57,7 +57,7 @@ def mangle(
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
     ]
     if not choice.by_rule(isps):
-        before.append(f"-A {pre} -m addrtype --dst-type {ours} -j RETURN")
+        before += [f"-A {pre} -m addrtype --dst-type {each} -j RETURN" for each in ours]
         before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),

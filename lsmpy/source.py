@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from lsmpy import config, lsmconf, routed, state, uplink
+from lsmpy import config, lsmconf, netlink, routed, state, uplink
 from lsmpy.lsmconf import Connection, Settings
 from lsmpy.model import AUTO, Isp, Probe, Router
 
@@ -27,6 +27,19 @@ class Source(Struct, frozen=True):
     settings: Settings
     find: uplink.Find
     lsm: bool
+
+    @property
+    def follows(self) -> bool:
+        """Whether default routes matter. An lsm.conf's ways are asked for one by one."""
+        return not self.lsm and any(isp.follows for isp in self.router.isps)
+
+    @property
+    def groups(self) -> int:
+        """What changes of the kernel matter; routes only if they must, for a router may have a million."""
+        groups = netlink.LINKS | netlink.ADDRESSES
+        if self.lsm:
+            return groups | netlink.ROUTES | netlink.RULES
+        return groups | (netlink.ROUTES if self.follows else 0)
 
 
 def load(path: Path) -> Source:

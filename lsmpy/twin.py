@@ -253,13 +253,15 @@ def _script(ports: Sequence[str], ip_lines: Sequence[str], sysctls: dict[str, in
     """A shell script: sysctls below /proc/sys/net (patterns allowed), then all ports up and one batch of ip commands.
 
     It ends when the kernel has noticed that both ends of the cables are up, of which the multicast routes, without
-    which nobody finds a neighbour, are the last sign. Duplicate address detection would take a second more.
+    which nobody finds a neighbour, are the last sign. Duplicate address detection would take a second more, and
+    so would each question for a neighbour that is asked before the other end is ready.
     """
     common = {
         "ipv4/ip_forward": 1,
         "ipv6/conf/*/accept_dad": 0,
         "ipv6/conf/*/forwarding": 1,
         "ipv6/conf/*/accept_ra": 0,
+        "ipv*/neigh/*/retrans_time_ms": 100,
     }
     writes = [f"for file in {path}; do echo {value} > $file; done\n" for path, value in {**common, **sysctls}.items()]
     ups = [f"link set dev {port} up" for port in ("lo", *ports)]

@@ -465,8 +465,9 @@ def targets(results: Sequence[Result]) -> list[dict[str, Any]]:
         title = f"{result.isps} ISPs, {result.families}"
         add(f"warm / whole, {title}", result.ratio("warm", "whole"), 1.25, "×")
         if result.isps == 2:
-            add(f"one-shot / article, {title}", result.ratio("one-shot", "article"), 1.25, "×")
             add(f"watch - whole, {title}", result.more("watch", "whole"), 30, "ms")
+        if result.isps == 2 and result.families == "both":
+            add(f"one-shot / article, {title}", result.ratio("one-shot", "article"), 1.25, "×")
         if result.isps == 16 and result.families == "both":
             add(f"article / one-shot, {title}", result.ratio("article", "one-shot"), 6, "×", least=True)
         if result.isps == 64:

@@ -73,11 +73,11 @@ def test_answers(article: Router) -> None:
 
 
 def test_to_the_router(article: Router) -> None:
-    assert rules(side(article), "mangle", "LSMPY-PREROUTING")[-3:] == [
-        "-m addrtype --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN",
-        "-i eth0 -g CHOOSE-dev",
-        "-i eth1 -g CHOOSE-rnd",
-    ]
+    lans = ["-i eth0 -g CHOOSE-dev", "-i eth1 -g CHOOSE-rnd"]
+    to_itself = ["-m addrtype --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN"]
+    assert rules(side(article), "mangle", "LSMPY-PREROUTING")[-3:] == to_itself + lans
+    separate = [f"-m addrtype --dst-type {kind} -j RETURN" for kind in ("LOCAL", "MULTICAST")]
+    assert rules(side(article, family=6), "mangle", "LSMPY-PREROUTING")[-4:] == separate + lans
 
 
 @pytest.mark.parametrize("down", [(), ("ISP1",), ("ISP2",), ("ISP1", "ISP2")])
