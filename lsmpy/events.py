@@ -64,6 +64,12 @@ class Outcome(Struct):
     lines: list[str] = []
     changed: bool = False
 
+    def add(self, later: Outcome) -> None:
+        """And then this."""
+        self.calls += later.calls
+        self.lines += later.lines
+        self.changed |= later.changed
+
 
 class Ledger:
     """The states of all connections and groups, and what follows from a change of one.

@@ -41,6 +41,7 @@ class Herald:
         self._munin_ns: int = old._munin_ns if old else clock_ns() + munin.INTERVAL_S * _S
         self._counts: dict[str, Count] = dict(old._counts) if old else {}
         self._probers: dict[str, Prober] = {}
+        self._news = Outcome()
         self._caller: Caller | None = old._caller if old else None
 
     def begin(self, selector: selectors.BaseSelector) -> None:
@@ -65,14 +66,16 @@ class Herald:
             self._ledger.adopt(name, State(prober.status, prober.since_s))
 
     def say(self, prober: Prober) -> None:
-        """A prober has come to a verdict."""
+        """A prober has come to a verdict, which `tick` tells of with all others."""
         name = prober.isp.name
         if name in self._ledger.connections and prober.status != "unknown":
-            self._do(self._ledger.say(name, prober.status, self._counted(name), time.time()))
+            self._news.add(self._ledger.say(name, prober.status, self._counted(name), time.time()))
 
     def tick(self) -> None:
-        """Time has passed, or something was said."""
-        self._do(self._ledger.tick(self._counted, time.time()))
+        """Time has passed, or something was said: tell of it."""
+        news, self._news = self._news, Outcome()
+        news.add(self._ledger.tick(self._counted, time.time()))
+        self._do(news)
         if clock_ns() >= self._munin_ns:
             self._munin_ns += munin.INTERVAL_S * _S
             counters = {name: self._counted(name) for name in self._ledger.connections}

@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, standing, state, verdict, wire
 from lsmpy.herald import Herald
@@ -30,7 +31,11 @@ _TELL_NS = _S // 200  # so much less often for every target, or hundreds would c
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
 _MOST_SPREAD_NS = 1 * _S  # nobody waits longer for his first probe because of the others
 _MANY_TARGETS = 50
+_FEW_SOCKETS = 8
 _MOST_SLACK_NS = 100_000_000
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class ProbeError(LsmpyError):
@@ -65,7 +70,7 @@ class Daemon:
 
     def close(self) -> None:
         """Let go of every socket."""
-        _close(self._probers)
+        _at_once(Prober.close, self._probers)
         self._herald.close()
         self._selector.close()
         self._urgent.close()
@@ -230,10 +235,9 @@ class Daemon:
         old = {each.isp.name: each for each in self._probers}
         # All that can fail comes first, and what it has opened until then is closed again.
         with contextlib.ExitStack() as new:
-            ports = [
-                old[isp.name].port if isp.name in old else new.enter_context(contextlib.closing(wire.Port()))
-                for isp in router.isps
-            ]
+            fresh = [isp.name for isp in router.isps if isp.name not in old]
+            opened = dict(zip(fresh, _open(len(fresh), new), strict=True))
+            ports = [opened[isp.name] if isp.name in opened else old[isp.name].port for isp in router.isps]
             kernel = new.enter_context(contextlib.closing(_hear_of_changes(loaded.groups)))
             snapshot = links.look(loaded.follows)
             new.pop_all()
@@ -245,7 +249,7 @@ class Daemon:
             Prober(isp, port, self._selector, old.pop(isp.name, None), loaded.find)
             for isp, port in zip(router.isps, ports, strict=True)
         ]
-        _close(old.values())
+        _at_once(Prober.close, list(old.values()))
         herald.follow(self._probers)
         self._listen(kernel)
         now_ns = clock_ns()
@@ -267,12 +271,30 @@ class Daemon:
         self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS) * min(count, _MANY_TARGETS) // _MANY_TARGETS
 
 
-def _close(probers: Collection[Prober]) -> None:
-    """Close them at once: the kernel takes 15 ms for a packet socket, and 200 in turn would take seconds."""
-    from concurrent.futures import ThreadPoolExecutor  # not needed before the end
+def _open(count: int, opened: contextlib.ExitStack) -> list[wire.Port]:
+    """So many ports, which `opened` closes.
+
+    Raises:
+        WireError: we may not have packet sockets.
+    """
+
+    def one(_: int) -> wire.Port:
+        return opened.enter_context(contextlib.closing(wire.Port()))
+
+    return _at_once(one, range(count))
+
+
+def _at_once(do: Callable[[_T], _R], to: Collection[_T]) -> list[_R]:
+    """Do something to each, to many at the same time.
+
+    The kernel takes 15 ms to open a packet socket with its ring, and as long to close one; for 200 that is seconds.
+    """
+    if len(to) <= _FEW_SOCKETS:
+        return [do(each) for each in to]
+    from concurrent.futures import ThreadPoolExecutor  # few need it
 
     with ThreadPoolExecutor(64) as threads:
-        list(threads.map(Prober.close, probers))
+        return list(threads.map(do, to))
 
 
 def _hear_of_changes(groups: int) -> socket.socket:

@@ -60,9 +60,10 @@ class Beside:
     def __init__(self, place: Path) -> None:
         """Take a directory for all files; the link is built by `build`."""
         self.place, self.path = place, place / "lsm.conf"
-        self.states = place / "states"
-        self.states.mkdir(parents=True)
+        place.mkdir(parents=True)
         tag = f"l{os.getpid()}-{next(numbers)}-"
+        self.states = Path("/run", f"{tag}states")  # in memory, as on a router: a busy disk holds everybody up
+        self.states.mkdir()
         self.spaces = {"r": tag + "r", "p": tag + "p"}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 

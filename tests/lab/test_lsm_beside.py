@@ -126,6 +126,7 @@ def seeds() -> list[list[int]]:
     return [numbers[at : at + AT_ONCE] for at in range(0, SEQUENCES, AT_ONCE)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("some", seeds(), ids=lambda some: f"{some[0]}-")
 def test_the_same_answers_losses_and_cuts_are_the_same_events_and_never_later(
     make: Callable[[], Beside], some: list[int]
