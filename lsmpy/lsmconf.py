@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")  # what C's atoi takes; it 
 # What is below or above is taken for the nearest that makes sense. LSM sends no more than one probe in 20 ms anyway,
 # and looks for lateness once a second.
 _SENSIBLE = {
-    "interval_ms": (10, 1 << 47),
+    "interval_ms": (10, 10**15),  # some write a number without end for "never"
     "timeout_ms": (10, 3_600_000),
     "startup_burst_interval": (10, 3_600_000),
     "ttl": (0, 255),

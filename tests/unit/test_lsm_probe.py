@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import herald, links, probe, state
+from lsmpy import herald, links, probe, state, wire
 from lsmpy.events import Call
 from lsmpy.links import Link, NetlinkError, Route, Snapshot
 from lsmpy.model import Address
@@ -439,3 +439,26 @@ def test_lsmpy_toml_s_scripts_are_told_the_same(house: House) -> None:
     assert len(argv) == 19
     assert not house.export.exists()
     assert house.caller.words == []
+
+
+def test_of_many_sockets_that_cannot_all_be_had_none_stays_open(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def port() -> kit.FakePort:
+        if len(house.world.ports) == 15:
+            raise wire.WireError("no more")
+        return kit.FakePort(house.world)
+
+    monkeypatch.setattr(wire, "Port", port)
+    many = "".join(C1.replace("c1", f"c{number}") for number in range(20))
+    with pytest.raises(wire.WireError, match="no more"):
+        house.start(LIMITS + many)
+    assert len(house.world.ports) >= 15
+    assert all(each.closed for each in house.world.ports)
+
+
+def test_many_sockets_belong_to_their_connections(house: House) -> None:
+    many = [C1.replace("c1", f"c{number}").replace("203.0.113.1", f"203.0.113.{number}") for number in range(10, 30)]
+    house.dead = {"203.0.113.17"}
+    house.start(LIMITS + "".join(many))
+    assert {name: word for name, _, word in house.told() if word == "down"} == {"c17": "down"}
+    house.daemon.close()
+    assert all(each.closed for each in house.world.ports)
