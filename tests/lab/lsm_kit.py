@@ -24,6 +24,15 @@ OUTSIDE = "203.0.113.1"
 _LENGTH = {LSM: 80, OURS: 84}
 _SEQUENCE = {LSM: "24>>8&0xFF", OURS: "24&0xFFFF"}
 Values = dict[str, object]
+# Down after three, up after three, whatever was before.
+QUICK: Values = {
+    "interval_ms": 100,
+    "timeout_ms": 100,
+    "max_successive_pkts_lost": 3,
+    "min_successive_pkts_rcvd": 3,
+    "max_packet_loss": 100,
+    "min_packet_loss": 99,
+}
 _RECORD = """#!/bin/sh
 line=$0
 for word in "$@"; do line="$line|$word"; done

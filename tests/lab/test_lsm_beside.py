@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import model, verdict
-from tests.lab.lsm_kit import BOTH, LSM, NEIGHBOUR, OURS, Beside, Told, Values, configuration, silence_lsm
+from tests.lab.lsm_kit import BOTH, LSM, NEIGHBOUR, OURS, QUICK, Beside, Told, Values, configuration, silence_lsm
 
 SEQUENCES = 100 if "LSMPY_LONG" in os.environ else 10
 AT_ONCE = 10  # so many pairs share this machine
@@ -172,17 +172,15 @@ def test_every_kind_of_event_is_told_in_lsm_s_words(make: Callable[[], Beside]) 
         key: pair.recorder(key)
         for key in ("eventscript", "notifyscript", "long_down_eventscript", "long_down_notifyscript")
     }
-    defaults = scripts | {
-        "interval_ms": 100,
-        "timeout_ms": 100,
-        "max_successive_pkts_lost": 3,
-        "min_successive_pkts_rcvd": 3,
-        "max_packet_loss": 100,
-        "min_packet_loss": 99,
-        "warn_email": "root@example",
-        "long_down_email": "boss@example",
-        "long_down_time": 2,
-    }
+    defaults = (
+        scripts
+        | QUICK
+        | {
+            "warn_email": "root@example",
+            "long_down_email": "boss@example",
+            "long_down_time": 2,
+        }
+    )
     addresses = {
         "c1": "192.0.2.11",
         "c2": NEIGHBOUR,

@@ -12,18 +12,10 @@ from pathlib import Path
 import pytest
 
 from lsmpy import command, state
-from tests.lab.lsm_kit import BOTH, LSM, NEIGHBOUR, OURS, OUTSIDE, Beside, Values, configuration, silence_lsm
+from tests.lab.lsm_kit import BOTH, LSM, NEIGHBOUR, OURS, OUTSIDE, QUICK, Beside, Values, configuration, silence_lsm
 from tests.lab.probe_kit import wait_until
 
 ROOT = Path(__file__).parents[2]
-QUICK: Values = {
-    "interval_ms": 100,
-    "timeout_ms": 100,
-    "max_successive_pkts_lost": 3,
-    "min_successive_pkts_rcvd": 3,
-    "max_packet_loss": 100,
-    "min_packet_loss": 99,
-}
 CONNECTION: tuple[str, Values] = "connection", {"name": "c", "checkip": NEIGHBOUR, "device": "wan"}
 SHARE = "/usr/share/lsm"
 

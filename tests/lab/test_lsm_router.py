@@ -8,21 +8,12 @@ from pathlib import Path
 import pytest
 
 from lsmpy.lab import ROUTER, isp_node, wait_until
-from tests.lab.lsm_kit import Values, configuration, silence_lsm
+from tests.lab.lsm_kit import QUICK, Values, configuration, silence_lsm
 from tests.lab.router_kit import Rig, rig
 from tests.lab.router_kit import configuration as router_configuration
 
 ROOT = Path(__file__).parents[2]
 ARTICLE = Path(__file__).with_name("article.sh")
-QUICK: Values = {
-    "interval_ms": 100,
-    "timeout_ms": 100,
-    "max_successive_pkts_lost": 3,
-    "min_successive_pkts_rcvd": 3,
-    "max_packet_loss": 100,
-    "min_packet_loss": 99,
-    "notifyscript": "",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +26,7 @@ def links(script: Path) -> str:
     blocks: list[tuple[str, Values]] = [
         ("connection", {"name": f"ISP{n}", "checkip": f"{n}.{n}.{n}.2", "device": f"eth{n + 1}"}) for n in (1, 2)
     ]
-    return configuration(QUICK | {"eventscript": script}, *blocks)
+    return configuration(QUICK | {"eventscript": script, "notifyscript": ""}, *blocks)
 
 
 def program(path: Path, text: str) -> Path:
