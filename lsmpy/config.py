@@ -12,19 +12,17 @@ from msgspec import Meta, Struct
 
 from lsmpy import ConfigError, checks
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import DEFAULT_STATE_DIR, Events, Isp, Lan, Nat, Options, Probe, Router, Rules
+from lsmpy.model import DEFAULT_STATE_DIR, Events, Isp, Lan, Nat, Options, Policy, Probe, Router, Rules
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 
 # What the contract promises and a later version brings: refused loudly, never ignored.
 _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
-    "router.local_traffic": ("balance",),
-    "router.flush_conntrack": (True,),
     "nat.ipv6": ("npt", "npt-stateless"),
 }
-_LATER_KEYS = {"policy", "isp.prefix"}
-_SINGLE_OR_LIST = {"address", "gateway", "check", "script"}
+_LATER_KEYS = {"isp.prefix"}
+_SINGLE_OR_LIST = {"address", "gateway", "check", "use", "to", "from", "lan", "protocol", "ports", "script"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
@@ -95,11 +93,14 @@ class _Reader:
 
     def router(self, probing: bool) -> Router:
         raw = self.raw
-        self._unknown("", raw, {"state_dir", "isp", "lan", *_TABLES, *_LATER_KEYS})
+        self._unknown("", raw, {"state_dir", "isp", "lan", "policy", *_TABLES})
         tables = {name: self._fields(kind, name, None, raw.get(name, {})) for name, kind in _TABLES.items()}
         defaults = {name: tables[name] for name in ("probe", "nat")}
         isps = [self._isp(index, item, defaults) for index, item in enumerate(self._items("isp"))]
         lans = [Lan(**self._fields(Lan, "lan", index, item)) for index, item in enumerate(self._items("lan"))]
+        policies = [
+            Policy(**self._fields(Policy, "policy", index, item)) for index, item in enumerate(self._items("policy"))
+        ]
         if not isps:
             self.mistakes.wrong("", None, "isp", "no ISP is configured; add an [[isp]] table for each provider")
         state_dir = raw.get("state_dir", DEFAULT_STATE_DIR)
@@ -110,6 +111,7 @@ class _Reader:
         checks.check(self.mistakes, isps, lans, options)
         checks.check_programs(self.mistakes, "rules", "after", rules.after)
         checks.check_programs(self.mistakes, "events", "script", events.script)
+        checks.check_policies(self.mistakes, policies, isps, lans, options)
         if not probing:
             checks.check_router_part(self.mistakes, isps)
         self.mistakes.tell()
@@ -120,6 +122,7 @@ class _Reader:
             options=options,
             rules=rules,
             events=events,
+            policies=tuple(policies),
             warnings=tuple(self.mistakes.warnings),
         )
 
@@ -146,30 +149,30 @@ class _Reader:
             self.mistakes.wrong(table, index, "", f"expected a table, got {shown(raw)}")
             raw = {}
         nested = {"probe", "nat"} if kind is Isp else set()
-        self._unknown(table, raw, set(kind.__struct_fields__), index)
+        self._unknown(table, raw, set(kind.__struct_encode_fields__), index)
         hints = get_type_hints(kind, include_extras=True)
-        required = {f.name for f in msgspec.structs.fields(kind) if f.required}
         good: dict[str, Any] = {}
-        for key in kind.__struct_fields__:
+        for field in msgspec.structs.fields(kind):
+            key, name, hint = field.encode_name, field.name, hints[field.name]
             if key in nested:
                 continue
             if key not in raw:
-                if key in required:
-                    self.mistakes.wrong(table, index, key, f"is missing; give {_expected(hints[key])}", at="")
+                if field.required:
+                    self.mistakes.wrong(table, index, key, f"is missing; give {_expected(hint)}", at="")
                     self.mistakes.replaced(table, index, key)
-                    good[key] = _stand_in(table, index, key)
+                    good[name] = _stand_in(table, index, key)
                 continue
             value = raw[key]
-            if key in _SINGLE_OR_LIST and isinstance(value, str):
+            if key in _SINGLE_OR_LIST and isinstance(value, str | int):
                 value = [value]
             try:
-                good[key] = msgspec.convert(value, hints[key])
+                good[name] = msgspec.convert(value, hint)
             except msgspec.ValidationError:
-                self.mistakes.wrong(table, index, key, f"expected {_expected(hints[key])}, got {shown(raw[key])}")
+                self.mistakes.wrong(table, index, key, f"expected {_expected(hint)}, got {shown(raw[key])}")
                 self.mistakes.replaced(table, index, key)
-                good.update({key: _stand_in(table, index, key)} if key in required else {})
+                good.update({name: _stand_in(table, index, key)} if field.required else {})
                 continue
-            self._later(table, index, key, good[key])
+            self._later(table, index, key, good[name])
         return good
 
     def _later(self, table: str, index: int | None, key: str, value: object) -> None:
@@ -183,8 +186,6 @@ class _Reader:
         for key in raw:
             if key not in known:
                 self.mistakes.wrong(table, index, key, _unknown_key(key, known))
-            elif not table and key in _LATER_KEYS and raw[key] not in ([], {}):
-                self.mistakes.wrong("", None, key, "needs a later version of lsmpy; leave it out")
 
     def _table_number(self, index: int, table: int | str) -> int:
         number = self.table_names.get(table) if isinstance(table, str) else table

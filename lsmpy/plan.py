@@ -6,13 +6,14 @@ table and rules of an ISP stay as they are while it is down, so that its connect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from msgspec import Struct
 
 from lsmpy import choice, marking, netfilter, routing
-from lsmpy.model import Family, Interface, Isp, Lan, Router, host
+from lsmpy.marking import Use
+from lsmpy.model import Family, Interface, Isp, Lan, Options, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
@@ -20,7 +21,7 @@ from lsmpy.state import Status
 # `flush = "all"` rebuilds these whole; a [rules] file may add others.
 OWN_TABLES = ("filter", "nat", "mangle")
 # Priorities of our rules, before main's 32766.
-FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE = range(20000, 20005)
+FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE, LOCAL = range(20000, 20006)
 _NONE_UP = {
     "all": "every one that is there is used",
     "flush": "new connections go by the main table",
@@ -84,6 +85,8 @@ def build(
     links: Mapping[str, Link] | None,
     extra: Mapping[Family, Mapping[str, Table]] | None = None,
     refused: Mapping[str, str] | None = None,
+    waiting: Collection[str] = (),
+    strays: bool = False,
 ) -> Plan:
     """Decide what the kernel shall hold.
 
@@ -93,9 +96,15 @@ def build(
         links: the kernel's interfaces, by name; None to take all as present.
         extra: tables of the [rules] files, by family.
         refused: ISPs whose routes the kernel has just refused, and its words.
+        waiting: ISPs that have not been up for long enough to be used again, if there is another.
+        strays: whether TCP connections that the router does not know may go on through it.
     """
-    verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}) for isp in router.isps)
-    sides = tuple(_side(router, family, verdicts, links, (extra or {}).get(family, {})) for family in router.families)
+    verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}, waiting) for isp in router.isps)
+    if waiting and not any(verdict.up for verdict in verdicts):
+        return build(router, states, links, extra, refused, (), strays)
+    sides = tuple(
+        _side(router, family, verdicts, links, (extra or {}).get(family, {}), strays) for family in router.families
+    )
     return Plan(sides, _sysctls(router, links), verdicts, router.options.when_all_down)
 
 
@@ -121,7 +130,12 @@ def missing(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> str:
 
 
 def _verdict(
-    router: Router, isp: Isp, status: Status, links: Mapping[str, Link] | None, refused: Mapping[str, str]
+    router: Router,
+    isp: Isp,
+    status: Status,
+    links: Mapping[str, Link] | None,
+    refused: Mapping[str, str],
+    waiting: Collection[str],
 ) -> Verdict:
     families = [family for family in router.families if isp.carries(family)]
     lacks = [missing(isp, family, links) for family in families]
@@ -132,6 +146,8 @@ def _verdict(
     if not status.up:
         why = "forced" if status.force else f"its state file says {(status.text or '')[:20]!r}"
         return Verdict(isp.name, False, why)
+    if isp.name in waiting:
+        return Verdict(isp.name, False, f"up again, and used when it was so for {router.options.failback_after_s} s")
     # An ISP whose addresses are followed may well have none of a family.
     partly = [
         f"without IPv{family}: {lack}"
@@ -147,48 +163,61 @@ def _side(
     verdicts: Iterable[Verdict],
     links: Mapping[str, Link] | None,
     extra: Mapping[str, Table],
+    strays: bool,
 ) -> Side:
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
-    up = {verdict.isp for verdict in verdicts if verdict.up}
+    verdict = {each.isp: each.up for each in verdicts}
+    up = [isp for isp in isps if isp.name in present and verdict[isp.name]]
     # One that is followed and has no address of a family may never have one, so main is not kept waiting for it.
     known = [isp for isp in isps if isp.addresses(family)]
-    candidates = _candidates(known, present, up, router.options.when_all_down)
+    usable = up or _with_none_up(router.options, known, present)
+    use = _use(router.options, isps, up, usable, strays)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
-    refusing = bool(known) and not candidates and router.options.when_all_down == "unreachable"
+    refusing = bool(known) and not use.chosen and router.options.when_all_down == "unreachable"
     own = {
-        "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, candidates, mtus),
+        "mangle": marking.mangle(router, family, isps, use, mtus),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.
     tables = [
         netfilter.merge(extra.get(name, netfilter.table(name)), own.get(name, netfilter.table(name))) for name in names
     ]
+    # Only what nobody could mean comes before them: they accept what comes from a LAN.
+    tables[0] = netfilter.merge(marking.refusals(router, family, isps), tables[0])
     return Side(
         family=family,
         tables=tuple(tables),
-        routes=tuple(_routes(router, family, isps, links)),
-        rules=(*_rules(router, family, isps, candidates), *(_refusals(router.lans) if refusing else ())),
+        routes=(*_routes(router, family, isps, links), *_local_default(router, family, use.chosen, links)),
+        rules=(*_rules(router, family, isps, use.chosen), *(_refusals(router.lans) if refusing else ())),
     )
 
 
 # -- who gets new connections --------------------------------------------------------------------------------
 
 
-def _candidates(isps: list[Isp], present: set[str], up: set[str], when_all_down: str) -> list[Isp]:
-    """The ISPs of the best tier that has one up.
+def _with_none_up(options: Options, isps: list[Isp], present: set[str]) -> list[Isp]:
+    """Who is used while none is up, by `when_all_down`: every one that is there, or none.
 
-    With none up at all, by `when_all_down` as if every one that is there were up, or none: then what is new gets no
-    mark. The article's script gives it none either ("flush"), and it goes where main sends it. What main sends out by
-    an ISP still gets that ISP's address, which the article forgets.
+    With none what is new gets no mark. The article's script gives it none either ("flush"), and it goes where main
+    sends it. What main sends out by an ISP still gets that ISP's address, which the article forgets.
     """
-    usable = [isp for isp in isps if isp.name in present & up]
-    if when_all_down == "all":
-        usable = usable or [isp for isp in isps if isp.name in present] or isps
+    if options.when_all_down != "all":
+        return []
+    return [isp for isp in isps if isp.name in present] or isps
+
+
+def _use(options: Options, isps: list[Isp], up: list[Isp], usable: list[Isp], strays: bool) -> Use:
+    """New connections are for the best tier that may be used. With none up none is out of service: where to go?"""
     best = min((isp.tier for isp in usable), default=1)
-    return [isp for isp in usable if isp.tier == best]
+    return Use(
+        usable=tuple(usable),
+        chosen=tuple(isp for isp in usable if isp.tier == best),
+        down=tuple(isp for isp in isps if up and isp not in up),
+        left=tuple(isp for isp in isps if up and isp.tier > best) if options.failback == "move" else None,
+        strays=strays,
+    )
 
 
 def used(side: Side, isps: Iterable[Isp]) -> frozenset[str]:
@@ -213,12 +242,36 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
         number, own = int(isp.table), _local((isp,), family, links)
         for target, (device, source) in (own | {net: way for net, way in lans.items() if net not in own}).items():
             yield routing.unicast(family, number, target, device, None, source)
-        # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
-        hop = isp.next_hop(family)
-        if hop is not None and any(_has(isp.interface, first, links) for first in isp.addresses(family)[:1]):
-            via = None if hop.is_unspecified else host(hop)
-            yield routing.unicast(family, number, "default", isp.interface, via, None)
+        yield from _default(isp, family, number, links)
         yield routing.unreachable(family, number)
+
+
+def _default(
+    isp: Isp, family: Family, table: int, links: Mapping[str, Link] | None, source: str | None = None
+) -> Iterable[Route]:
+    """The way out by an ISP. One that has only lost its carrier keeps it, for the moment in which the cable is back."""
+    hop = isp.next_hop(family)
+    if hop is not None and any(_has(isp.interface, first, links) for first in isp.addresses(family)[:1]):
+        via = None if hop.is_unspecified else host(hop)
+        yield routing.unicast(family, table, "default", isp.interface, via, source)
+
+
+def _local_default(
+    router: Router, family: Family, candidates: Sequence[Isp], links: Mapping[str, Link] | None
+) -> Iterable[Route]:
+    """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN.
+
+    connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
+    it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
+    LANs. Main's own default is left as it is, whoever made it: the rule to this table stands before it. There is no
+    `unreachable` at the end, so that a socket bound to a device of others still finds their default in main.
+    """
+    if router.options.local_traffic == "main":
+        return
+    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family))
+    source = next((host(each) for device, each in lans if _has(device, each, links)), None)
+    for isp in candidates[:1]:
+        yield from _default(isp, family, routing.LOCAL_DEFAULT, links, source)
 
 
 def _local(
@@ -248,7 +301,7 @@ def _target(address: Interface) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Iterable[Rule]:
+def _rules(router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp]) -> Iterable[Rule]:
     # Whatever main knows better than a default goes there: LANs, VPNs, static routes (R1).
     yield Rule(FROM_MAIN, "", routing.MAIN, suppress_default=True)
     for isp in isps:
@@ -258,6 +311,10 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
+    if router.refusal:
+        yield Rule(BY_MARK, routing.fwmark(router.refusal, router.options.mark_mask), routing.REFUSED)
+    if router.options.local_traffic == "balance":
+        yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
     if candidates and choice.by_rule(isps):
         for lan in router.lans:
             if family in lan.families:
