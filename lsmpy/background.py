@@ -61,11 +61,13 @@ def running(pid_file: Path | None, fork: bool) -> Iterator[None]:
         PidFileError: it cannot be opened, or another one has it.
     """
     held = _lock(pid_file) if pid_file else None
-    if fork:
-        _detach()
+    waiting = _detach() if fork else None
     if held is not None:
         os.ftruncate(held, 0)
         os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
+    if waiting is not None:
+        os.write(waiting, b"!")
+        os.close(waiting)
     try:
         yield
     finally:
@@ -89,14 +91,22 @@ def _lock(path: Path) -> int:
     return held
 
 
-def _detach() -> None:
-    """Go on in the background: the process that was started ends with status 0. The working directory stays (LSM)."""
+def _detach() -> int:
+    """Go on in the background, in the same working directory (LSM).
+
+    The process that was started ends with status 0 as soon as something is written to what is returned, so that whoever
+    started it finds the pid file.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    reading, writing = os.pipe()
     if os.fork():
-        os._exit(0)
+        os.close(writing)
+        os._exit(0 if os.read(reading, 1) else 1)
+    os.close(reading)
     os.setsid()
     nowhere = os.open(os.devnull, os.O_RDWR)
     for each in (0, 1, 2):
         os.dup2(nowhere, each)
     os.close(nowhere)
+    return writing

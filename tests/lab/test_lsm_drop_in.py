@@ -98,7 +98,7 @@ def test_debian_s_scripts_do_for_us_what_they_do_for_lsm(pair: Beside, tmp_path:
     pair.silence(OUTSIDE, True)
     enough = {"mail": 7, "firewall": 2, "shorewall6": 2}
     pair.wait(is_done, "scripts of the outage")
-    assert done(place, OURS) == done(place, LSM)
+    pair.wait(lambda _: done(place, OURS) == done(place, LSM), "the same of both")
     assert {"wan.status in shorewall: 1\n", "wan.status in shorewall6: 1\n"} < set(done(place, OURS))
     assert [text for text in done(place, OURS) if text.startswith("mail: -s LSM: four down, IP #.#.#.# root@example")]
 

@@ -15,9 +15,11 @@ from lsmpy import background, probe
 from lsmpy.background import PidFileError
 
 FORK = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from lsmpy import background
+fork = os.fork
+os.fork = lambda: fork() or time.sleep(0.3) or 0  # the new process is slow
 with background.running(Path(sys.argv[1]), True):
     state = f"{os.getpid()} {os.getsid(0)} {os.readlink('/proc/self/fd/1')} {os.getcwd()}"
     Path(sys.argv[2]).write_text(state + " " + Path(sys.argv[1]).read_text())
@@ -59,6 +61,7 @@ def test_in_the_background_it_has_a_session_and_no_terminal_and_keeps_the_lock(t
     argv = [sys.executable, "-c", FORK, str(pid), str(told), str(gate)]
     done = subprocess.run(argv, check=True, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0
+    assert pid.read_text().endswith("\n")  # it is there as soon as we go on
     with gate.open("w"):  # which it opens when it has told
         process, session, output, place, written = told.read_text().split()
         assert process == session == written
