@@ -11,11 +11,11 @@ from msgspec import Struct
 
 from lsmpy import command
 from lsmpy.command import CommandError, Running
+from lsmpy.said import Said
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
-_MOST_LINES, _LONGEST_LINE = 200, 500  # of what one program says; more is not worth the log's room
 
 
 class News(Struct, frozen=True):
@@ -97,12 +97,13 @@ class Programs:
                 self._run(program, news.environment())
 
     def _run(self, program: str, environment: Mapping[str, str]) -> None:
-        said = _Said(Path(program).name)
+        said = Said(log, Path(program).name)
         try:
             with self._change:
                 if self._closed:
                     return
-                running = command.start_foreign(program, environment, said.hear, self._timeout_s)
+                told = {**command.ENVIRONMENT, **environment}
+                running = command.start_foreign([program], told, said.hear, self._timeout_s)
                 self._running = running
             running.wait()
         except CommandError as error:
@@ -112,32 +113,3 @@ class Programs:
             with self._change:
                 self._running = None
             said.end()
-
-
-class _Said:
-    """Logs what a program says, line by line with its name, and no more than is worth it."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._rest, self._left = name, "", _MOST_LINES
-
-    def hear(self, text: str) -> bool:
-        """A piece of it; returns whether it is enough."""
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._log(line)
-        if len(self._rest) > _LONGEST_LINE:  # or an endless line would fill the memory
-            self._log(self._rest)
-            self._rest = ""
-        return self._left <= 0
-
-    def end(self) -> None:
-        """There is no more."""
-        if self._rest:
-            self._log(self._rest)
-
-    def _log(self, line: str) -> None:
-        self._left -= 1
-        if self._left > 0:
-            log.info("%s: %s", self._name, line[:_LONGEST_LINE])
-        elif self._left == 0:
-            log.info("%s says more than is logged", self._name)

@@ -63,15 +63,19 @@ def check_router_part(mistakes: Mistakes, isps: list[Isp]) -> None:
 
 
 def check_rules(mistakes: Mistakes, rules: Rules, options: Options) -> None:
-    """Add to the `mistakes` programs that would be looked for elsewhere, and rules for tables that are not ours."""
+    """Add to the `mistakes` rules for tables that are not ours."""
     for family in FAMILIES:
         if options.beside_others and rules.files(family):
             text = 'is for flush = "all", which rebuilds the tables whole; with "own" your rules stay as they are: load'
             text += " them by what else makes your rules, or by a program of after, and leave this key out"
             mistakes.wrong("rules", None, f"ipv{family}", text)
-    for text in rules.after:
+
+
+def check_programs(mistakes: Mistakes, table: str, key: str, programs: tuple[str, ...]) -> None:
+    """Add to the `mistakes` programs that would be looked for in the directory of whoever starts us."""
+    for text in programs:
         if not text.startswith("/"):
-            mistakes.wrong("rules", None, "after", f"{shown(text)} is no absolute path; give a program's whole path")
+            mistakes.wrong(table, None, key, f"{shown(text)} is no absolute path; give a program's whole path")
 
 
 def check_policies(

@@ -45,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     status.add_argument("--watch", action="store_true", help="show it again every second, until Ctrl-C")
     status.add_argument("--json", action="store_true", help="print JSON, one object a line")
 
+    text = "print an lsm.conf as lsmpy.toml, as far as it tells of ISPs"
+    description = f"{text[0].upper()}{text[1:]}."
+    importing = commands.add_parser("import", help=text, description=description)
+    importing.add_argument("file", metavar="FILE", type=Path, help="an lsm.conf or foolsm.conf")
+    importing.set_defaults(run=_import)
+
     text = "break every ISP of a twin of this router, in namespaces, and report what happens"
     rehearse = command("rehearse", text, _rehearse)
     rehearse.add_argument(
@@ -63,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _force(options: argparse.Namespace) -> int:
-    router = config.load(options.config, probing=True)
+    from lsmpy import source  # what it rests on no other command needs
+
+    router = source.load(options.config).router
     names = [isp.name for isp in router.isps]
     if options.name not in names:
         raise UnknownIspError(f"there is no ISP {options.name}; known are {', '.join(names)}. Nothing was changed")
@@ -81,11 +89,21 @@ def _force(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lsmpy import status  # what it rests on no other command needs
+    from lsmpy import source, status  # what they rest on no other command needs
 
-    router = config.load(options.config, probing=True)
-    directory = options.state_dir or Path(router.state_dir)
-    return status.show([isp.name for isp in router.isps], directory, options.watch, options.json)
+    loaded = source.load(options.config)
+    names = [isp.name for isp in loaded.router.isps] + [group.name for group in loaded.settings.groups]
+    return status.show(names, options.state_dir or Path(loaded.router.state_dir), options.watch, options.json)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from lsmpy import lsmconf, moving  # what no other command needs
+
+    settings = lsmconf.load(options.file)
+    for warning in settings.warnings:
+        print(f"lsmpy: {warning}", file=sys.stderr)
+    print(moving.toml(settings, str(options.file)), end="")
+    return 0
 
 
 def _rehearse(options: argparse.Namespace) -> int:

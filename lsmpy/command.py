@@ -21,7 +21,7 @@ TIMEOUT_S = 30.0
 _PIECE = 1024
 _PATH = os.pathsep.join(filter(None, [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/bin", "/bin"]))
 # Messages and numbers are parsed and shown, so they must not depend on who runs us.
-_ENVIRONMENT = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+ENVIRONMENT = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
 
 
 class CommandError(LsmpyError):
@@ -122,13 +122,13 @@ def start(
 
 
 def start_foreign(
-    program: str, environment: Mapping[str, str], on_text: Callable[[str], object], timeout_s: float
+    argv: Sequence[str], environment: Mapping[str, str], on_text: Callable[[str], object], timeout_s: float
 ) -> Running:
     """Start somebody else's program, in a session of its own, so that what it starts can be killed with it.
 
     Args:
-        program: its path.
-        environment: what it is told, besides what every program is.
+        argv: its path and arguments.
+        environment: the whole of it; `ENVIRONMENT` is what our own programs have.
         on_text: called from another thread with what it prints on both streams, in pieces of `_PIECE` bytes, because it
             may never end a line; once it returns true nothing more is read, and who goes on writing gets SIGPIPE.
         timeout_s: seconds after which it is killed.
@@ -136,10 +136,9 @@ def start_foreign(
     Raises:
         CommandError: it is not there or cannot be started.
     """
-    log.debug("run: %s", program)
-    told = {**_ENVIRONMENT, **environment}
+    log.debug("run: %s", " ".join(argv))
     how = {"_in": "", "_out": on_text, "_out_bufsize": _PIECE, "_err_to_out": True}
-    return _start([program], timeout_s, _env=told, _new_session=True, **how)
+    return _start(argv, timeout_s, _env=dict(environment), _new_session=True, **how)
 
 
 def _start(argv: Sequence[str], timeout_s: float | None, **options: Any) -> Running:
@@ -154,7 +153,7 @@ def _start(argv: Sequence[str], timeout_s: float | None, **options: Any) -> Runn
             _return_cmd=True,
             _decode_errors="replace",
             _truncate_exc=False,
-            **{"_env": _ENVIRONMENT, **options},
+            **{"_env": ENVIRONMENT, **options},
         )
     except (OSError, sh.ForkException) as error:
         raise CommandError(argv, None, str(error)) from error

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from lsmpy import ConfigError, checks
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import DEFAULT_STATE_DIR, OWN_MASK, Isp, Lan, Nat, Options, Policy, Probe, Router, Rules
+from lsmpy.model import DEFAULT_STATE_DIR, OWN_MASK, Events, Isp, Lan, Nat, Options, Policy, Probe, Router, Rules
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 
@@ -20,9 +20,9 @@ DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 _LATER: dict[str, tuple[object, ...]] = {
     "nat.ipv6": ("npt", "npt-stateless"),
 }
-_LATER_KEYS = {"events", "isp.prefix"}
-_SINGLE_OR_LIST = {"address", "gateway", "check", "use", "to", "from", "lan", "protocol", "ports"}
-_TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
+_LATER_KEYS = {"isp.prefix"}
+_SINGLE_OR_LIST = {"address", "gateway", "check", "use", "to", "from", "lan", "protocol", "ports", "script"}
+_TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
 def load(path: Path, probing: bool = False) -> Router:
@@ -92,7 +92,7 @@ class _Reader:
 
     def router(self, probing: bool) -> Router:
         raw = self.raw
-        self._unknown("", raw, {"state_dir", "isp", "lan", "policy", *_TABLES, *_LATER_KEYS})
+        self._unknown("", raw, {"state_dir", "isp", "lan", "policy", *_TABLES})
         tables = {name: self._fields(kind, name, None, raw.get(name, {})) for name, kind in _TABLES.items()}
         defaults = {name: tables[name] for name in ("probe", "nat")}
         isps = [self._isp(index, item, defaults) for index, item in enumerate(self._items("isp"))]
@@ -108,8 +108,11 @@ class _Reader:
         if tables["router"].get("flush") == "own":
             tables["router"].setdefault("mark_mask", OWN_MASK)
         options, rules = Options(**tables["router"]), Rules(**tables["rules"])
+        events = Events(**tables["events"])
         checks.check(self.mistakes, isps, lans, options)
         checks.check_rules(self.mistakes, rules, options)
+        checks.check_programs(self.mistakes, "rules", "after", rules.after)
+        checks.check_programs(self.mistakes, "events", "script", events.script)
         checks.check_policies(self.mistakes, policies, isps, lans, options)
         if not probing:
             checks.check_router_part(self.mistakes, isps)
@@ -120,6 +123,7 @@ class _Reader:
             state_dir=state_dir,
             options=options,
             rules=rules,
+            events=events,
             policies=tuple(policies),
             warnings=tuple(self.mistakes.warnings),
         )
@@ -184,8 +188,6 @@ class _Reader:
         for key in raw:
             if key not in known:
                 self.mistakes.wrong(table, index, key, _unknown_key(key, known))
-            elif not table and key in _LATER_KEYS and raw[key] not in ([], {}, {"script": []}):
-                self.mistakes.wrong("", None, key, "needs a later version of lsmpy; leave it out")
 
     def _table_number(self, index: int, table: int | str) -> int:
         number = self.table_names.get(table) if isinstance(table, str) else table

@@ -116,6 +116,10 @@ class Flight:
         """The number of the probe that was sent last, None with none under way."""
         return next(reversed(self._probes), None)
 
+    def unanswered(self) -> int:
+        """How many are under way without an answer."""
+        return sum(probe.rtt_ns is None for probe in self._probes.values())
+
     def fates(self, now_ns: int) -> list[Sample]:
         """The samples that are settled now, oldest first, each told once.
 

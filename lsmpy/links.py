@@ -24,11 +24,11 @@ _LINK, _ADDRESS, _ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), str
 _ATTRIBUTE = struct.Struct("=HH")
 _MAC, _NAME = 1, 3  # IFLA_ADDRESS, IFLA_IFNAME
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_DESTINATION, _SOURCE, _OIF, _GATEWAY, _PRIORITY = 1, 2, 4, 5, 6  # RTA_…
+_DESTINATION, _SOURCE, _OIF, _GATEWAY, _PRIORITY, _PREFERRED_SOURCE = 1, 2, 4, 5, 6, 7  # RTA_…
 _UP, _RUNNING, _NOARP = 0x1, 0x40, 0x80  # IFF_…
 _UNUSABLE = 0x08 | 0x40  # IFA_F_DADFAILED, IFA_F_TENTATIVE
 _PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED
-_MAIN, _UNICAST = 254, 1
+_MAIN, _UNICAST, _LOCAL = 254, 1, 2
 _FAMILIES = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _BUFFER = 1 << 16
 
@@ -88,25 +88,55 @@ def look(with_routes: bool) -> Snapshot:
     return Snapshot(links, addresses, hops)
 
 
+class Route(Struct, frozen=True):
+    """How the kernel would send to an address.
+
+    Attributes:
+        index: of the interface.
+        hop: the gateway; None without one.
+        source: our address.
+        own: whether the address is this machine's own.
+    """
+
+    index: int
+    hop: Address | None
+    source: Address | None
+    own: bool
+
+
 def way(source: Address, target: Address, link: Link) -> tuple[int, Address | None] | None:
     """By which interface (its index) and gateway the kernel would send from `source` to `target` out of `link`.
 
-    None if it would not send at all.
+    None if it would not send at all, or only to itself.
+
+    Raises:
+        NetlinkError: the kernel does not answer.
+    """
+    found = route(target, source, link)
+    return (found.index, found.hop) if found and not found.own else None
+
+
+def route(target: Address, source: Address | None, link: Link | None) -> Route | None:
+    """How the kernel would send to `target`, from `source` and out of `link` if these are given; None if it would not.
 
     Raises:
         NetlinkError: the kernel does not answer.
     """
     size = 32 if target.version == 4 else 128
     family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-    body = _ROUTE.pack(family, size, size, 0, 0, 0, 0, 0, 0)
-    body += _attribute(_DESTINATION, target.packed) + _attribute(_SOURCE, source.packed)
-    body += _attribute(_OIF, struct.pack("=I", link.index))
+    body = _ROUTE.pack(family, size, size if source else 0, 0, 0, 0, 0, 0, 0) + _attribute(_DESTINATION, target.packed)
+    if source:
+        body += _attribute(_SOURCE, source.packed)
+    if link:
+        body += _attribute(_OIF, struct.pack("=I", link.index))
     with _open() as kernel:
         for kind, message in _ask(kernel, _GET_ROUTE, _REQUEST, body):
-            if kind == _NEW_ROUTE and message[netlink.HEADER.size + 7] == _UNICAST:
+            if kind == _NEW_ROUTE and (of := message[netlink.HEADER.size + 7]) in (_UNICAST, _LOCAL):
                 attributes = _attributes(message, _ROUTE.size)
-                gateway = attributes.get(_GATEWAY)
-                return _number(attributes.get(_OIF, b"")), ip_address(gateway) if gateway else None
+                hop, own = (attributes.get(each) for each in (_GATEWAY, _PREFERRED_SOURCE))
+                index = _number(attributes.get(_OIF, b""))
+                sender = ip_address(own) if own else source
+                return Route(index, ip_address(hop) if hop else None, sender, of == _LOCAL)
             return None
     return None
 

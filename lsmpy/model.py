@@ -49,6 +49,8 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True):
         max_rtt_ms, min_rtt_ms: limits on the smoothed round trip time (RFC 6298's SRTT); 0 for none.
         max_jitter_ms, min_jitter_ms: limits on its variation (RFC 6298's RTTVAR); 0 for none.
         hold_down_ms: how long an ISP that has gone down stays down at least, doubled each time; 0 for not at all.
+        startup_acceleration: answers after which a link is up while nothing was lost yet; 0 for no such way.
+        startup_burst_pkts, startup_burst_interval: so many probes after the first are sent so many ms apart.
     """
 
     interval_ms: Milliseconds = 1000
@@ -62,6 +64,9 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True):
     max_jitter_ms: Limit = 0
     min_jitter_ms: Limit = 0
     hold_down_ms: Limit = 0
+    startup_acceleration: Percent = 0
+    startup_burst_pkts: Percent = 0
+    startup_burst_interval: Milliseconds = 200
 
 
 class Check(Struct, frozen=True):
@@ -221,6 +226,12 @@ class Rules(Struct, frozen=True):
         return tuple(Path(name) for name in (self.ipv4 if family == 4 else self.ipv6))
 
 
+class Events(Struct, frozen=True):
+    """Programs that are run at every change of an ISP, with LSM's arguments."""
+
+    script: tuple[str, ...] = ()
+
+
 class Router(Struct, frozen=True, kw_only=True):
     """The whole configuration, checked."""
 
@@ -229,6 +240,7 @@ class Router(Struct, frozen=True, kw_only=True):
     state_dir: str = DEFAULT_STATE_DIR
     options: Options = Options()
     rules: Rules = Rules()
+    events: Events = Events()
     policies: tuple[Policy, ...] = ()
     warnings: tuple[str, ...] = ()
     without: tuple[Family, ...] = ()  # that the machine does not have

@@ -14,11 +14,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from lsmpy import LsmpyError, config, links, netlink, standing, state, verdict, wire
+from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, standing, state, verdict, wire
+from lsmpy.herald import Herald
 from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
+from lsmpy.source import Source, load
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +29,13 @@ _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
 _TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
+_MOST_SPREAD_NS = 1 * _S  # nobody waits longer for his first probe because of the others
 _MANY_TARGETS = 50
+_FEW_SOCKETS = 8
 _MOST_SLACK_NS = 100_000_000
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class ProbeError(LsmpyError):
@@ -56,12 +64,14 @@ class Daemon:
         self._urgent = selectors.DefaultSelector()  # what cannot wait until others have arrived too
         self._caught: bytes = b""
         self._kernel: socket.socket | None = None
+        self._source: Source
+        self._herald: Herald
         self._load()
 
     def close(self) -> None:
         """Let go of every socket."""
-        for prober in self._probers:
-            prober.close()
+        _at_once(Prober.close, self._probers)
+        self._herald.close()
         self._selector.close()
         self._urgent.close()
         if self._kernel:
@@ -72,10 +82,12 @@ class Daemon:
 
         Raises:
             StateError: a state file cannot be written.
+            CallerError: scripts cannot be run.
             ProbeError: `once`, and the probes of a full window leave it open whether an ISP is up.
         """
         for selector in (self._selector, self._urgent):
             selector.register(signals, selectors.EVENT_READ, lambda _: self._signal(signals))
+        self._herald.begin(self._selector)
         while not (once and self._finished()):
             wake_ns = min(self._files_ns, self._agenda[0][0])
             self._selector.select(max(0, wake_ns - clock_ns()) / _S)
@@ -92,6 +104,9 @@ class Daemon:
                 return
             if signal.SIGHUP in self._caught:
                 self._reload()
+                self._herald.begin(self._selector)
+            if signal.SIGUSR1 in self._caught:
+                self._herald.dump()
             self._caught = b""
             # What arrives meanwhile is taken in together: it bears the kernel's time stamps, and waking costs most.
             self._urgent.select(self._pause_ns() / _S)
@@ -121,15 +136,27 @@ class Daemon:
             self._tell(now_ns)
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
+        if not self._source.lsm:
+            self._blame()
+        anything = all_files
+        for prober in self._probers:
+            prober.changed = False
+            if (changed := prober.judge(self._blamed, now_ns)) or all_files:
+                self._settle(prober.isp.name, prober.status)
+            if changed:
+                self._herald.say(prober)
+            anything |= changed
+        if anything:
+            self._herald.tick()
+            for name, word in self._herald.groups():
+                self._settle(name, word)
+
+    def _blame(self) -> None:
         self._blamed -= self._acquitted()
         ill = not all(each.is_well() for each in self._probers)
         for text in sorted(verdict.blamed(trials(self._probers)) - self._blamed) if ill else ():
             log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
             self._blamed |= {text}
-        for prober in self._probers:
-            prober.changed = False
-            if prober.judge(self._blamed, now_ns) or all_files:
-                self._settle(prober)
 
     def _acquitted(self) -> set[str]:
         """What was blamed and answers again, which begins anew by every ISP; or is not configured any more."""
@@ -143,9 +170,10 @@ class Daemon:
                     prober.begin_anew(target)
         return found
 
-    def _settle(self, prober: Prober) -> None:
-        name = prober.isp.name
-        held = settle(self._directory, name, None if prober.status == "unknown" else prober.status)
+    def _settle(self, name: str, status: str) -> None:
+        if not state.can_name(name):
+            return
+        held = settle(self._directory, name, None if status == "unknown" else status)
         if held is not None and held != self._held.get(name):
             log.info("%s: somebody wrote %r into its state file; it is left alone until removed or right", name, held)
         elif held is None and self._held.get(name) is not None:
@@ -186,7 +214,7 @@ class Daemon:
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:  # that much has changed
                         raise
-        self._see(links.look(any(each.isp.follows for each in self._probers)), now_ns)
+        self._see(links.look(self._source.follows), now_ns)
 
     def _see(self, snapshot: links.Snapshot, now_ns: int) -> None:
         for prober in self._probers:
@@ -201,29 +229,29 @@ class Daemon:
             log.info("the configuration was read again")
 
     def _load(self) -> None:
-        router = config.load(self._path, probing=True)
+        loaded = load(self._path)
+        router = loaded.router
         directory = self._given or Path(router.state_dir)
         state.require_directory(directory)
         old = {each.isp.name: each for each in self._probers}
         # All that can fail comes first, and what it has opened until then is closed again.
         with contextlib.ExitStack() as new:
-            ports = [
-                old[isp.name].port if isp.name in old else new.enter_context(contextlib.closing(wire.Port()))
-                for isp in router.isps
-            ]
-            follows = any(isp.follows for isp in router.isps)
-            kernel = new.enter_context(contextlib.closing(_hear_of_changes(follows)))
-            snapshot = links.look(follows)
+            fresh = [isp.name for isp in router.isps if isp.name not in old]
+            opened = dict(zip(fresh, _open(len(fresh), new), strict=True))
+            ports = [opened[isp.name] if isp.name in opened else old[isp.name].port for isp in router.isps]
+            kernel = new.enter_context(contextlib.closing(_hear_of_changes(loaded.groups)))
+            snapshot = links.look(loaded.follows)
             new.pop_all()
         for warning in router.warnings:
             log.warning("%s", warning)
-        self._directory = directory
+        herald = Herald(loaded, directory, self._herald if self._probers else None)
+        self._directory, self._source, self._herald = directory, loaded, herald
         self._probers = [
-            Prober(isp, port, self._selector, old.pop(isp.name, None))
+            Prober(isp, port, self._selector, old.pop(isp.name, None), loaded.find)
             for isp, port in zip(router.isps, ports, strict=True)
         ]
-        for gone in old.values():
-            gone.close()
+        _at_once(Prober.close, list(old.values()))
+        herald.follow(self._probers)
         self._listen(kernel)
         now_ns = clock_ns()
         self._see(snapshot, now_ns)
@@ -235,7 +263,7 @@ class Daemon:
         self._agenda = []
         for prober in self._probers:
             for target in prober.targets:
-                later_ns = next(place) * prober.isp.probe.interval_ms * 1_000_000 // count
+                later_ns = next(place) * min(prober.isp.probe.interval_ms * 1_000_000, _MOST_SPREAD_NS) // count
                 target.due_ns = target.next_ns = now_ns + HEAD_START_NS + later_ns
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
@@ -244,10 +272,40 @@ class Daemon:
         self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS) * min(count, _MANY_TARGETS) // _MANY_TARGETS
 
 
-def _hear_of_changes(follows: bool) -> socket.socket:
-    """A socket that tells of changes; of routes only if that matters, for a router may have a million."""
+def _open(count: int, opened: contextlib.ExitStack) -> list[wire.Port]:
+    """So many ports, which `opened` closes.
+
+    Raises:
+        WireError: we may not have packet sockets.
+    """
+
+    def one(_: int) -> wire.Port:
+        return opened.enter_context(contextlib.closing(wire.Port()))
+
+    return _at_once(one, range(count))
+
+
+def _at_once(do: Callable[[_T], _R], to: Collection[_T]) -> list[_R]:
+    """Do something to each, to many at the same time.
+
+    The kernel takes 15 ms to open a packet socket with its ring, and as long to close one; for 200 that is seconds.
+    """
+    if len(to) <= _FEW_SOCKETS:
+        return [do(each) for each in to]
+    from concurrent.futures import ThreadPoolExecutor  # few need it
+
+    with ThreadPoolExecutor(64) as threads:
+        return list(threads.map(do, to))
+
+
+def _hear_of_changes(groups: int) -> socket.socket:
+    """A socket that tells of changes of these groups.
+
+    Raises:
+        ProbeError: the kernel does not let us have it.
+    """
     try:
-        opened = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
+        opened = netlink.open_socket(groups)
     except OSError as error:
         raise ProbeError(f"the kernel does not tell of changes of its interfaces: {error.strerror}") from error
     opened.setblocking(False)
@@ -280,7 +338,13 @@ def settle(directory: Path, name: str, said: str | None) -> str | None:
 def _signals() -> Iterator[socket.socket]:
     """The signals for a daemon as bytes on a socket, so that they wake select and interrupt nothing."""
     ours, theirs = socket.socketpair()
-    caught = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    caught = (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    )  # the last for nothing, as in LSM
     with ours, theirs:
         theirs.setblocking(False)
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -296,16 +360,25 @@ def _signals() -> Iterator[socket.socket]:
 def main(argv: list[str] | None = None) -> int:
     """Run lsmpy-probe and return its exit status."""
     parser = argparse.ArgumentParser("lsmpy-probe", description=__doc__)
-    parser.add_argument("-c", dest="config", metavar="FILE", type=Path, default=config.DEFAULT_PATH)
+    parser.add_argument("-c", "--config", metavar="FILE", type=Path, default=config.DEFAULT_PATH, help="or an lsm.conf")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="where the state files are")
     parser.add_argument("--once", action="store_true", help="end when each ISP has a verdict and that is written")
+    parser.add_argument(
+        "-p", "--pidfile", metavar="FILE", type=Path, help="write the process id there, and be the only one"
+    )
+    parser.add_argument("--fork", action="store_true", help="go on in the background, as LSM does")
+    parser.add_argument("-f", "--no-fork", action="store_true", help="as LSM: neither --fork nor --pidfile hold")
+    parser.add_argument("-v", "--version", action="version", version=f"lsmpy-probe version {__version__}")
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config) else None
+    background.log_to(ident)
     try:
         with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir)) as daemon:
-            daemon.run(signals, options.once)
+            pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
+            with background.running(pid_file, fork):
+                daemon.run(signals, options.once)
     except LsmpyError as error:
-        print(f"lsmpy-probe: error: {error}", file=sys.stderr)
+        log.error("lsmpy-probe: error: %s", error)
         return error.exit_status
     return 0
 

@@ -94,9 +94,19 @@ class Target:
 class Prober:
     """Probes the targets of one `isp`; `status` is what that has come to."""
 
-    def __init__(self, isp: Isp, port: wire.Port, selector: selectors.BaseSelector, old: Prober | None = None) -> None:
-        """Prepare to probe `isp` by a `port`, which is `old`'s if that is given, with what that one knows."""
-        self.isp, self.port, self._selector = isp, port, selector
+    def __init__(
+        self,
+        isp: Isp,
+        port: wire.Port,
+        selector: selectors.BaseSelector,
+        old: Prober | None = None,
+        find: uplink.Find = uplink.find,
+    ) -> None:
+        """Prepare to probe `isp` by a `port`, which is `old`'s if that is given, with what that one knows.
+
+        `find` tells its way, as the kernel has it.
+        """
+        self.isp, self.port, self._selector, self._find = isp, port, selector, find
         self.status: verdict.Status = old.status if old else "unknown"
         self.since_s: float = old.since_s if old else time.time()
         self.why: str = old.why if old else "not enough probes yet"
@@ -132,7 +142,7 @@ class Prober:
 
     def see(self, snapshot: Snapshot, now_ns: int) -> None:
         """Follow interface, addresses and gateways to where they are now."""
-        paths = {family: uplink.find(self.isp, family, snapshot) for family in self.isp.families}
+        paths = {family: self._find(self.isp, family, snapshot) for family in self.isp.families}
         gateway = next((path for path in paths.values() if isinstance(path, Path)), next(iter(paths.values())))
         for target in self.targets:
             address = target.check.address
@@ -192,13 +202,18 @@ class Prober:
         if deadline_ns is not None and now_ns >= deadline_ns:
             self._judge_probes(target, now_ns)
         if now_ns >= target.due_ns:
-            interval_ns = self.isp.probe.interval_ms * _MS
+            interval_ns = self._interval_ns(target)
             target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
         deadline_ns = target.flight.deadline_ns()
         target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
         return target.next_ns
+
+    def _interval_ns(self, target: Target) -> int:
+        probe = self.isp.probe
+        in_burst = target.counter < probe.startup_burst_pkts
+        return (probe.startup_burst_interval if in_burst else probe.interval_ms) * _MS
 
     def stalled(self) -> None:
         """The machine slept: what is unanswered now was not lost by the link."""
@@ -260,6 +275,8 @@ class Prober:
             self._call(target, path, target.address)
         elif target.cannot or target.address is None:
             return
+        elif path.own:
+            self._answer_ourselves(target, now_ns)
         elif target.check.kind == "neighbour" and target.hop is not None:
             target.flight.sent(self._next(target), clock_ns(), time.time_ns())
             self._ask(target.hop, path, now_ns)
@@ -271,6 +288,13 @@ class Prober:
         target.counter += 1
         return target.counter - 1
 
+    def _answer_ourselves(self, target: Target, now_ns: int) -> None:
+        """The kernel takes no packets from itself off the wire, and would answer each: it has the address."""
+        number = self._next(target)
+        target.flight.sent(number, clock_ns(), time.time_ns())
+        target.flight.answered(number, b"", time.time_ns(), clock_ns())
+        self._judge_probes(target, now_ns)
+
     def _echo(self, target: Target, path: Path, address: Address, now_ns: int) -> None:
         hop = target.hop
         if hop is not None:
@@ -278,7 +302,7 @@ class Prober:
             if not hop.mac and now_ns < hop.since_ns + HEAD_START_NS:
                 return  # it has just been asked for
         if target.request is None:
-            target.request = self.port.echo(path.source, address, target.number)
+            target.request = self.port.echo(path.source, address, target.number, path.ttl)
         number, tag = self._next(target), b""
         sent_ns, left_ns = clock_ns(), time.time_ns()
         if hop is None or hop.mac:

@@ -106,6 +106,10 @@ class Window:
         ranks = (self._ordered[-(-count * percent // 100) - 1] for percent in _PERCENTILES)  # nearest rank
         return RoundTrips(*(round(each / 1e6, 3) for each in (self._last, self._sum / count, deviation, *ranks)))
 
+    def extremes_ns(self) -> tuple[int, int]:
+        """The shortest and the longest; 0 without any."""
+        return (self._ordered[0], self._ordered[-1]) if self._ordered else (0, 0)
+
 
 def encode(standing: Standing) -> str:
     """The file's text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ class Status:
     text: str | None = None
     force: str | None = None
     warning: str = ""
+
+
+def can_name(text: str) -> bool:
+    """Whether a state file can have this name in it: nothing of it leads elsewhere or hides it."""
+    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}", text) is not None
 
 
 def state_path(directory: Path, name: str) -> Path:

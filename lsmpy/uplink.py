@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from lsmpy.links import Link, Snapshot
@@ -11,11 +13,19 @@ _ARPHRD_ETHER = 1
 
 
 class Path(Struct, frozen=True):
-    """How packets of one family leave by an ISP; `hop` is None where they go straight into the interface."""
+    """How packets of one family leave by an ISP.
+
+    Attributes:
+        hop: the next one; None where they go straight into the interface.
+        ttl: how many hops they may make; 0 for as many as usual.
+        own: whether they go no further than this machine itself.
+    """
 
     link: Link
     source: Address
     hop: Address | None
+    ttl: int = 0
+    own: bool = False
 
     @property
     def needs_mac(self) -> bool:
@@ -29,15 +39,14 @@ class Fault(Struct, frozen=True):
     reason: str
 
 
+Find = Callable[[Isp, Family, Snapshot], Path | Fault]
+
+
 def find(isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
     """The path of a family by an ISP, as the kernel has it."""
-    link = snapshot.links.get(isp.interface)
-    if link is None:
-        return Fault(f"{isp.interface} does not exist")
-    if not link.up:
-        return Fault(f"{isp.interface} is down")
-    if not link.running:
-        return Fault(f"{isp.interface} has no carrier")
+    link = usable(isp.interface, snapshot)
+    if isinstance(link, Fault):
+        return link
     source = _source(isp, family, snapshot.addresses.get(link.index, ()))
     if isinstance(source, Fault):
         return source
@@ -51,6 +60,16 @@ def find(isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
         return Path(link, source, snapshot.hops[link.index, family])
     hop = isp.next_hop(family)
     return Path(link, source, hop) if hop else Fault(f"{isp.name} has no IPv{family} gateway")
+
+
+def usable(name: str, snapshot: Snapshot) -> Link | Fault:
+    """The interface of this name, if it can carry packets."""
+    link = snapshot.links.get(name)
+    if link is None:
+        return Fault(f"{name} does not exist")
+    if not link.up:
+        return Fault(f"{name} is down")
+    return link if link.running else Fault(f"{name} has no carrier")
 
 
 def _source(isp: Isp, family: Family, present: tuple[Address, ...]) -> Address | Fault:

@@ -191,12 +191,21 @@ def _status(link: Link, limits: model.Probe) -> Status:
         return "down"
     if (
         link.status != "up"
-        and lost <= limits.min_packet_loss
-        and link.received_in_a_row >= limits.min_successive_pkts_rcvd
+        and (_is_accelerated(link, limits) or _is_steady(link, limits))
         and not _is_slow(link, limits, limits.min_rtt_ms, limits.min_jitter_ms)
     ):
         return "up"
     return link.status
+
+
+def _is_steady(link: Link, limits: model.Probe) -> bool:
+    enough = link.received_in_a_row >= limits.min_successive_pkts_rcvd
+    return enough and link.lost <= limits.min_packet_loss
+
+
+def _is_accelerated(link: Link, limits: model.Probe) -> bool:
+    """Whether a link that has lost nothing yet has been answered often enough to be up sooner."""
+    return 0 < limits.startup_acceleration <= link.received_in_a_row and not link.losses
 
 
 def _is_slow(link: Link, limits: model.Probe, rtt_ms: int, jitter_ms: int) -> bool:

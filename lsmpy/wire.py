@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import functools
 import mmap
@@ -24,6 +25,7 @@ Address = IPv4Address | IPv6Address
 ETH_IPV4, ETH_ARP, ETH_IPV6 = 0x0800, 0x0806, 0x86DD
 _ETHER_TYPE = {4: ETH_IPV4, 6: ETH_IPV6}
 _BROADCAST = b"\xff" * 6
+_TTL = 64  # IPDEFTTL (RFC 1700)
 # What a socket's ring holds: so many packets, and of each so much beside its header; longer ones are cut and then do
 # not match. So many are also taken in at once: whatever waits when that begins, and no more however much arrives.
 _SLOTS, _SLOT = 512, 512
@@ -147,14 +149,19 @@ class Echo(Struct, frozen=True):
         return b"".join((self.head, _VARYING.pack(checksum, self.ident, seq), self.fixed, patch, _FILLING))
 
 
-def echo(source: Address, target: Address, ident: int, nonce: bytes, number: int) -> Echo:
-    """The echo request from `source` to `target`, which is number `number` of its port."""
+def echo(source: Address, target: Address, ident: int, nonce: bytes, number: int, ttl: int = 0) -> Echo:
+    """The echo request from `source` to `target`, which is number `number` of its port; `ttl` 0 for the usual one."""
+    ttl = ttl or _TTL
     payload = _PAYLOAD.pack(nonce, number, 0, bytes(8))
     if target.version == 4:
-        packet = bytes(IP(src=str(source), dst=str(target), flags="DF", id=0) / ICMP(id=ident, seq=0) / payload)
+        packet = bytes(
+            IP(src=str(source), dst=str(target), flags="DF", id=0, ttl=ttl) / ICMP(id=ident, seq=0) / payload
+        )
         icmp = 20
     else:
-        packet = bytes(IPv6(src=str(source), dst=str(target)) / ICMPv6EchoRequest(id=ident, seq=0, data=payload))
+        packet = bytes(
+            IPv6(src=str(source), dst=str(target), hlim=ttl) / ICMPv6EchoRequest(id=ident, seq=0, data=payload)
+        )
         icmp = 40
     (checksum,) = struct.unpack_from("!H", packet, icmp + 2)
     return Echo(packet[: icmp + 2], ident, payload[:8], ~checksum & 0xFFFF)
@@ -234,9 +241,9 @@ class Port:
         except OSError as error:
             self._fail(error)
 
-    def echo(self, source: Address, target: Address, number: int) -> Echo:
-        """The echo request of this port's target number `number`."""
-        return echo(source, target, self.ident, self._nonce, number)
+    def echo(self, source: Address, target: Address, number: int, ttl: int = 0) -> Echo:
+        """The echo request of this port's target number `number`; `ttl` 0 for the usual one."""
+        return echo(source, target, self.ident, self._nonce, number, ttl)
 
     def probe(self, request: Echo, counter: int, version: int, mac: bytes) -> bytes:
         """Send an echo request to the hardware address `mac`, which is empty on links without.
@@ -320,7 +327,10 @@ def _open_ring(sock: socket.socket) -> mmap.mmap:
     sock.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V2)
     size = _SLOTS * _SLOT
     block = max(mmap.PAGESIZE, _SLOT)
-    sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, struct.pack("=IIII", block, size // block, _SLOT, _SLOTS))
+    request = struct.pack("=IIII", block, size // block, _SLOT, _SLOTS)
+    # It takes the kernel 15 ms, in which Python's own setsockopt would let no other thread go on.
+    if ctypes.CDLL(None, use_errno=True).setsockopt(sock.fileno(), _SOL_PACKET, _PACKET_RX_RING, request, len(request)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return mmap.mmap(sock.fileno(), size)
 
 

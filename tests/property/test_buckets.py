@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 from ipaddress import ip_network
 
 from hypothesis import given
@@ -71,6 +72,15 @@ def walk(chains: list[Chain], value: int, width: int) -> tuple[str, int]:
     return chain, met
 
 
+@cache
+def most_tests(cases: int) -> int:
+    """What splitting as `tree.chains` promises can cost at worst: 23 for 256 cases, 31 for 1,024."""
+    if cases <= 6:
+        return cases
+    most = max(6, cases // 3)
+    return 1 + max(most_tests(rest) for part in range(most // 2 + 1, most + 1) for rest in (part, cases - part))
+
+
 def plainly(block: Block) -> str:
     return f"{block.value}/{block.length} "
 
@@ -86,7 +96,7 @@ def test_the_tree_finds_the_owner_of_every_bucket(
     for bucket, owner in enumerate(owners):
         found, met = walk(chains, bucket, WIDTH)
         assert found == f"of {owner}"
-        assert met <= 20
+        assert met <= most_tests(len(blocks))
 
 
 def test_hundreds_of_networks_cost_a_packet_few_tests() -> None:

@@ -120,12 +120,14 @@ def test_one_that_never_stops_talking_is_cut_short(
 def test_news_that_come_meanwhile_are_told_once_with_all_that_has_changed(
     programs: Programs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hooks = [script(tmp_path, f"{TELL}\nsleep 0.3")]
+    go = tmp_path / "go"
+    hooks = [script(tmp_path, f"{TELL}\nwhile [ ! -e {go} ]; do sleep 0.01; done")]
     programs.tell(hooks, News(("A", "B", "C"), (), (), CONFIG))
     while not said(caplog) and not programs.idle:
         time.sleep(0.01)
     programs.tell(hooks, News(("A", "B"), ("C",), ("C",), CONFIG))
     programs.tell(hooks, News(("B",), ("C", "A"), ("A",), CONFIG))
+    go.touch()
     programs.wait()
     assert said(caplog) == [
         f"hook: up=A B C down= changed= config={CONFIG}",

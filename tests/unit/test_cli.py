@@ -149,3 +149,51 @@ def test_a_file_that_the_sandbox_hides_is_refused(
     monkeypatch.setattr("lsmpy.sandbox.hides", lambda _: True)
     assert cli.main(["rehearse", "-c", str(SAMPLE)]) == 1
     assert "copy it elsewhere" in capsys.readouterr().err
+
+
+LSM = """
+connection {
+ name=c1
+ checkip=192.0.2.1
+ device=eth1
+ ttl=1 # of a neighbour
+}
+group {
+ name=g
+ member-connection=c1
+}
+"""
+
+
+def test_an_lsm_conf_is_shown_and_forced_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = tmp_path / "lsm.conf"
+    conf.write_text(LSM)
+    (tmp_path / "c1_state").write_text("up\n")
+    (tmp_path / "g_state").write_text("down\n")
+    common = ["-c", str(conf), "--state-dir", str(tmp_path)]
+    assert cli.main(["status", "--json", *common]) == 1
+    assert [(isp["name"], isp["state"]) for isp in json.loads(capsys.readouterr().out)["isps"]] == [
+        ("c1", "up"),
+        ("g", "down"),
+    ]
+    assert cli.main(["force", *common, "c1", "down"]) == 0
+    assert (tmp_path / "c1_force").read_text() == "down\n"
+
+
+def test_an_lsm_conf_is_printed_as_lsmpy_toml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = tmp_path / "lsm.conf"
+    conf.write_text(LSM.replace("ttl=1", "ttl=1x"))
+    assert cli.main(["import", str(conf)]) == 0
+    said = capsys.readouterr()
+    (isp,) = config.parse(said.out.encode(), "lsmpy.toml", {}).isps
+    assert (isp.name, isp.interface, isp.check) == ("g", "eth1", ("192.0.2.1",))
+    assert f'{conf}:6: ttl: "1x" is taken for 1' in said.err
+
+
+def test_an_lsm_conf_that_is_wrong_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = tmp_path / "lsm.conf"
+    conf.write_text(LSM.replace("device", "devise"))
+    assert cli.main(["import", str(conf)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"lsmpy: error: {conf}:5: connection.devise: unrecognised connection config option;")

@@ -587,7 +587,6 @@ LATER = {
     "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),
     "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),
-    "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
     **ONLY_PROBED,
 }
 

@@ -17,6 +17,7 @@ DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
+    *("lsmconf", "events", "moving", "munin"),
     *("plan", "resolve", "marking", "choice", "policies", "shares", "buckets", "tree", "netfilter", "routing"),
     *("beside", "changes", "freeing", "script"),
 )
@@ -61,7 +62,7 @@ def test_each_library_has_one_importer(library: str) -> None:
 def test_pure_modules_do_not_know_the_world(name: str) -> None:
     assert not roots(name) & WORLD
     # The configuration is read from a file, and its paths are values.
-    assert name in ("config", "model") or "pathlib" not in roots(name)
+    assert name in ("config", "lsmconf", "model") or "pathlib" not in roots(name)
 
 
 @pytest.mark.parametrize("name", sorted(set(PURE) - {"plan", "changes", "freeing", "script", "uplink"}))
@@ -81,6 +82,13 @@ def test_a_path_is_thought_out_from_what_the_kernel_has_told() -> None:
 
 def test_only_the_wire_knows_packet_sockets() -> None:
     assert [name for name, path in sorted(MODULES.items()) if "AF_PACKET" in path.read_text()] == ["wire"]
+
+
+def test_only_the_prober_and_the_laboratory_start_programs_without_the_door() -> None:
+    users = {
+        name for name, path in MODULES.items() if "posix_spawn" in path.read_text() or "os.fork(" in path.read_text()
+    }
+    assert users == {"calls", "background", "sandbox"}  # its own helper, and itself
 
 
 def test_nobody_imports_in_a_circle() -> None:

@@ -1,0 +1,118 @@
+"""An lsm.conf as an lsmpy.toml, as far as it tells of ISPs; what has no place there stands in comments. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import get_type_hints
+
+import msgspec
+from msgspec import Struct
+
+from lsmpy.lsmconf import Connection, Group, Settings
+from lsmpy.model import Probe
+
+_HEAD = """\
+# Made from {source} by lsmpy import. It lacks what an lsm.conf does not say:
+# - address and gateway, if "auto" (what the interface and its default route have) is not right;
+# - a [[lan]] for each network whose connections are to be balanced.
+"""
+# Of a connection, what is not an ISP's; the scripts' work is done by lsmpy-reconfig --watch.
+_LEFT_OUT = (
+    *("sourceip", "ttl", "status", "queue", "warn_email", "notifyscript", "unknown_up_notify"),
+    *("long_down_time", "long_down_email", "long_down_eventscript", "long_down_notifyscript"),
+)
+_SILENT = Connection(notifyscript="")
+
+
+class _Isp(Struct):
+    """Connections by one interface that make one ISP."""
+
+    name: str
+    members: Sequence[Connection]
+    quorum: int
+
+
+def toml(settings: Settings, source: str) -> str:
+    """The text of an lsmpy.toml with an `[[isp]]` for each group, and for each connection that is in none.
+
+    Args:
+        settings: what the lsm.conf says.
+        source: what the text calls it.
+    """
+    lines = _HEAD.format(source=source).splitlines()
+    isps, others = _isps(settings)
+    for isp in isps:
+        lines += ["", *_table(isp)]
+    if others:
+        lines += ["", *(f"# {line}" for line in others)]
+    scripts = dict.fromkeys(script for each in settings.everybody for script in each.eventscript)
+    if scripts:
+        lines += ["", "# lsmpy-reconfig --watch rebuilds the router by itself. What an event script does besides:"]
+        lines += ["# [events]", f"# script = {json.dumps(list(scripts))}"]
+    return "\n".join([*lines, ""])
+
+
+def _isps(settings: Settings) -> tuple[list[_Isp], list[str]]:
+    known = {each.name: each for each in settings.connections}
+    made, left, grouped = list[_Isp](), list[str](), set[str]()
+    for group in settings.groups:
+        members = [known[name] for name in dict.fromkeys(group.members)]
+        if not members or len({each.device for each in members}) != 1 or not members[0].device:
+            left.append(f"{group.line}: group {group.name}: its members do not share one device, so it is no ISP")
+            continue
+        grouped |= {each.name for each in members}
+        made.append(_Isp(group.name, members, _quorum(group, members)))
+    for each in settings.connections:
+        if each.name not in grouped and each.device:
+            made.append(_Isp(each.name, [each], 1))
+        elif each.name not in grouped:
+            left.append(f"{each.line}: connection {each.name} (checkip {each.checkip}): no device tells whose it is")
+    return made, left
+
+
+def _quorum(group: Group, members: Sequence[Connection]) -> int:
+    return len(members) if group.logic else 1
+
+
+def _table(isp: _Isp) -> Iterator[str]:
+    first = isp.members[0]
+    name = re.sub("[^A-Za-z0-9_-]", "_", isp.name)[:20] or "ISP"
+    yield "[[isp]]"
+    yield f"name = {json.dumps(name)}" + (f"  # {isp.name}" if name != isp.name else "")
+    yield f"interface = {json.dumps(first.device.partition(':')[0])}"
+    yield 'address = "auto"'
+    yield 'gateway = "auto"'
+    checks = dict.fromkeys("arp" if each.check_arp else each.checkip for each in isp.members)
+    yield f"check = {json.dumps(list(checks))}"
+    if min(isp.quorum, len(checks)) > 1:
+        yield f"quorum = {len(checks)}"
+    yield from _thresholds(first)
+    for each in isp.members:
+        yield from _remarks(each)
+
+
+def _thresholds(connection: Connection) -> Iterator[str]:
+    """Its thresholds, where they are not LSM's own; a value that lsmpy.toml cannot have is a remark."""
+    hints = get_type_hints(Probe, include_extras=True)
+    said = []
+    for key, default in ((each.name, each.default) for each in msgspec.structs.fields(Probe)):
+        value = getattr(connection, key, default)
+        try:
+            msgspec.convert(value, hints[key])
+        except msgspec.ValidationError as error:
+            yield f"# {connection.line}: {key}={value}: {error}"
+        else:
+            said += [f"{key} = {value}"] if value != default else []
+    if said:
+        yield f"probe = {{ {', '.join(said)} }}"
+
+
+def _remarks(connection: Connection) -> Iterator[str]:
+    left = [key for key in _LEFT_OUT if getattr(connection, key) != getattr(_SILENT, key)]
+    if left:
+        said = ", ".join(f"{key}={getattr(connection, key)}" for key in left)
+        yield f"# {connection.line}: {connection.name}: {said}".replace("\n", " ")
+    if connection.check_arp:
+        yield f"# check_arp=1 asks for {connection.checkip}; here for the gateway"
