@@ -21,10 +21,9 @@ _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
     "router.local_traffic": ("balance",),
     "router.flush_conntrack": (True,),
-    "nat.ipv6": ("npt", "npt-stateless"),
 }
-_LATER_KEYS = {"policy", "events", "isp.prefix"}
-_SINGLE_OR_LIST = {"address", "gateway", "check"}
+_LATER_KEYS = {"policy", "events"}
+_SINGLE_OR_LIST = {"address", "gateway", "prefix", "check"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, netfilter
+from lsmpy import choice, netfilter, sources
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
@@ -58,6 +58,7 @@ def mangle(
     ]
     if not choice.by_rule(isps):
         before += [f"-A {pre} -m addrtype --dst-type {each} -j RETURN" for each in ours]
+        before += sources.choices(isps, family, pre)
         before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
@@ -67,6 +68,7 @@ def mangle(
         Chain(out, None, (f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}",)),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
+    chains += sources.stops(isps, family)
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
@@ -134,7 +136,7 @@ def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
     """
     kind = isp.nat.kind(family)
     if kind == "none":
-        return []
+        return sources.stop(isp, family, chain)
     asking = [f"-A {chain} -s {_LINK_LOCAL} -j RETURN"] if family == 6 else []
     if not isp.addresses(family):
         return [*(asking or [f"-A {chain} -s 0.0.0.0/32 -j RETURN"]), f"-A {chain} -j DROP"]

@@ -18,6 +18,7 @@ Family = Literal[4, 6]
 FAMILIES: tuple[Family, ...] = (4, 6)
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,20}\Z", description="1 to 20 letters, digits, '_' or '-'")]
 # The kernel's own rule for interface names (dev_valid_name), less what would need quoting in iptables and sh.
@@ -77,7 +78,7 @@ class Nat(Struct, frozen=True):
     ipv6: Literal["none", "snat", "masquerade", "npt", "npt-stateless"] = "none"
 
     def kind(self, family: Family) -> str:
-        """`snat`, `masquerade` or `none`."""
+        """What `ipv4` or `ipv6` says."""
         return self.ipv4 if family == 4 else self.ipv6
 
 
@@ -126,6 +127,14 @@ class Isp(Addressed, frozen=True, kw_only=True):
     def follows(self) -> bool:
         """Whether an address or a gateway is what the kernel has at the moment."""
         return AUTO in (*self.address, *self.gateway)
+
+    def prefixes(self, family: Family) -> tuple[Network, ...]:
+        """The networks of one family that it routes to us."""
+        return _prefixes(self.prefix) if family == 6 else ()
+
+    def networks(self, family: Family) -> tuple[Network, ...]:
+        """All whose addresses are its customers': that of each address of ours, and what it routes to us."""
+        return (*(each.network for each in self.addresses(family)), *self.prefixes(family))
 
     def carries(self, family: Family) -> bool:
         """Whether this ISP has an address and a gateway of the family, or may have."""
@@ -194,6 +203,11 @@ NOWHERE: Mapping[Family, Address] = {4: ipaddress.IPv4Address(0), 6: ipaddress.I
 def _interfaces(texts: tuple[str, ...], family: Family) -> tuple[Interface, ...]:
     known = (each for each in texts if each != AUTO)
     return tuple(each for each in map(ipaddress.ip_interface, known) if each.version == family)
+
+
+@lru_cache(maxsize=1024)
+def _prefixes(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, marking, netfilter, routing
-from lsmpy.model import Family, Interface, Isp, Lan, Router, host
+from lsmpy import choice, marking, netfilter, routing, sources
+from lsmpy.model import Family, Interface, Isp, Lan, Network, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
@@ -153,11 +153,11 @@ def _side(
     up = {verdict.isp for verdict in verdicts if verdict.up}
     # One that is followed and has no address of a family may never have one, so main is not kept waiting for it.
     known = [isp for isp in isps if isp.addresses(family)]
-    candidates = _candidates(known, present, up, router.options.when_all_down)
+    usable = _usable(known, present, up, router.options.when_all_down)
+    candidates = [isp for isp in usable if isp.tier == min(each.tier for each in usable)]
     mtus = {name: link.mtu for name, link in (links or {}).items()}
     refusing = bool(known) and not candidates and router.options.when_all_down == "unreachable"
     own = {
-        "filter": netfilter.table("filter"),
         "nat": marking.nat(isps, family),
         "mangle": marking.mangle(router, family, isps, candidates, mtus),
     }
@@ -166,19 +166,21 @@ def _side(
     tables = [
         netfilter.merge(extra.get(name, netfilter.table(name)), own.get(name, netfilter.table(name))) for name in names
     ]
+    # Only what nobody could mean comes before them: they accept what comes from a LAN.
+    tables[0] = netfilter.merge(sources.refusals(isps, family, usable), tables[0])
     return Side(
         family=family,
         tables=tuple(tables),
         routes=tuple(_routes(router, family, isps, links)),
-        rules=(*_rules(router, family, isps, candidates), *(_refusals(router.lans) if refusing else ())),
+        rules=(*_rules(router, family, isps, candidates, links), *(_refusals(router.lans) if refusing else ())),
     )
 
 
 # -- who gets new connections --------------------------------------------------------------------------------
 
 
-def _candidates(isps: list[Isp], present: set[str], up: set[str], when_all_down: str) -> list[Isp]:
-    """The ISPs of the best tier that has one up.
+def _usable(isps: list[Isp], present: set[str], up: set[str], when_all_down: str) -> list[Isp]:
+    """The ISPs that are up.
 
     With none up at all, by `when_all_down` as if every one that is there were up, or none: then what is new gets no
     mark. The article's script gives it none either ("flush"), and it goes where main sends it. What main sends out by
@@ -187,8 +189,7 @@ def _candidates(isps: list[Isp], present: set[str], up: set[str], when_all_down:
     usable = [isp for isp in isps if isp.name in present & up]
     if when_all_down == "all":
         usable = usable or [isp for isp in isps if isp.name in present] or isps
-    best = min((isp.tier for isp in usable), default=1)
-    return [isp for isp in usable if isp.tier == best]
+    return usable
 
 
 def used(side: Side, isps: Iterable[Isp]) -> frozenset[str]:
@@ -215,10 +216,16 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
             yield routing.unicast(family, number, target, device, None, source)
         # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
         hop = isp.next_hop(family)
-        if hop is not None and any(_has(isp.interface, first, links) for first in isp.addresses(family)[:1]):
+        if hop is not None and _leads(isp, family, links):
             via = None if hop.is_unspecified else host(hop)
             yield routing.unicast(family, number, "default", isp.interface, via, None)
         yield routing.unreachable(family, number)
+
+
+def _leads(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> bool:
+    """Whether the ISP's table has a default route."""
+    first = isp.addresses(family)[:1]
+    return isp.next_hop(family) is not None and any(_has(isp.interface, each, links) for each in first)
 
 
 def _local(
@@ -244,11 +251,17 @@ def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> b
 
 @lru_cache(maxsize=1024)
 def _target(address: Interface) -> str:
-    network = address.network
+    return _spelled(address.network)
+
+
+def _spelled(network: Network) -> str:
+    """A network as `ip` prints it."""
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp]) -> Iterable[Rule]:
+def _rules(
+    router: Router, family: Family, isps: list[Isp], candidates: list[Isp], links: Mapping[str, Link] | None
+) -> Iterable[Rule]:
     # Whatever main knows better than a default goes there: LANs, VPNs, static routes (R1).
     yield Rule(FROM_MAIN, "", routing.MAIN, suppress_default=True)
     for isp in isps:
@@ -256,12 +269,29 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: list[Isp
         for each in isp.addresses(family):
             yield Rule(BY_SOURCE, f"from {host(each)}", table)
         yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
+    yield from _by_network(isps, family, links)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
     if candidates and choice.by_rule(isps):
         for lan in router.lans:
             if family in lan.families:
                 yield Rule(BY_TIER, f"iif {lan.interface}", int(candidates[0].table))
+
+
+def _by_network(isps: list[Isp], family: Family, links: Mapping[str, Link] | None) -> Iterable[Rule]:
+    """What an ISP routes to us goes by it, or, if its table has no way, to where the sender is told why (R9).
+
+    Only what is about to leave by some interface meets the rule of filter that tells; routing alone would say no more
+    than that there is no route.
+    """
+    leading = [isp for isp in isps if _leads(isp, family, links)]
+    for isp in isps:
+        way = isp if isp in leading else next(iter(leading), isp)
+        for net in sources.owned(isp, family):
+            yield Rule(BY_SOURCE, f"from {_spelled(net)}", int(way.table))
+        for net in isp.prefixes(family):
+            # What is in none of the LANs would go to and fro between the ISP and us (RFC 7084, WPD-5).
+            yield Rule(BY_SOURCE, f"to {_spelled(net)} iif {isp.interface}", routing.REFUSED)
 
 
 def _refusals(lans: Iterable[Lan]) -> Iterable[Rule]:

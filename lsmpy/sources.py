@@ -1,0 +1,74 @@
+"""Whose source addresses may leave by which ISP: what tells the sender of others, and what stops them if all else fails.
+
+Without translation a source inside an ISP's network leaves by that ISP and no other (R9), which the rules of policy
+routing by source see to. Here is the rest: no other ISP is chosen for it, and where main has a better route by another
+ISP, or its own is down, the sender is told (RFC 4443, code 5: "source address failed ingress/egress policy").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from ipaddress import collapse_addresses
+
+from lsmpy import netfilter
+from lsmpy.model import Family, Isp, Network
+from lsmpy.netfilter import PREFIX, Chain, Table
+
+CHAIN = f"{PREFIX}SOURCES"
+# The kernel's own answers of policy routing have other codes: `prohibit` says 1, `unreachable` 0, which no datagram's
+# sender hears of.
+TELL = "-j REJECT --reject-with icmp6-policy-fail"
+
+
+@lru_cache(maxsize=1024)
+def owned(isp: Isp, family: Family) -> tuple[Network, ...]:
+    """The networks whose addresses only this ISP carries; none where it translates."""
+    if family == 4 or isp.nat.kind(family) != "none":
+        return ()
+    networks = (each for each in isp.networks(family) if not each.is_link_local)
+    return tuple(collapse_addresses(networks))  # type: ignore[type-var]  # all of one family
+
+
+def choices(isps: Iterable[Isp], family: Family, chain: str) -> list[str]:
+    """Rules that choose the ISP of whose networks a source is, for new connections."""
+    return [f"-A {chain} -s {net} -g MARK-{isp.name}" for isp in isps for net in owned(isp, family)]
+
+
+def refusals(isps: Collection[Isp], family: Family, usable: Collection[Isp]) -> Table:
+    """The table that tells the senders of sources that must not leave by that ISP, or, of what is new, not now.
+
+    The router's own sockets may use an ISP that is down if they are bound to it, as those that test it are (R6).
+
+    Args:
+        isps: those that carry the family.
+        family: 4 or 6.
+        usable: those of them that may be used now.
+    """
+    owners = [(isp, net) for isp in isps for net in owned(isp, family)]
+    if not owners:
+        return netfilter.table("filter")
+    chains = []
+    for hook in ("FORWARD", "OUTPUT"):
+        own = f"{PREFIX}{hook}"
+        rules = [f"-A {own} -o {isp.interface} -j {CHAIN}" for isp in isps if isp.nat.kind(family) == "none"]
+        if hook == "FORWARD":
+            down = ((isp, net) for isp, net in owners if isp not in usable)
+            rules += [f"-A {own} -s {net} -o {isp.interface} -m conntrack --ctstate NEW {TELL}" for isp, net in down]
+        chains += [Chain(hook, None, (f"-A {hook} -j {own}",)), Chain(own, None, tuple(rules))]
+    return netfilter.table("filter", [*chains, _others(owners, TELL)])
+
+
+def stops(isps: Iterable[Isp], family: Family) -> list[Chain]:
+    """The chain that drops other ISPs' sources where an ISP does not translate, whoever has let them come so far."""
+    owners = [(isp, net) for isp in isps for net in owned(isp, family)]
+    return [_others(owners, "-j DROP")] if owners else []
+
+
+def stop(isp: Isp, family: Family, chain: str) -> list[str]:
+    """The rule that leads what leaves by an ISP to that chain."""
+    return [f"-A {chain} -g {CHAIN}"] if owned(isp, family) else []
+
+
+def _others(owners: Iterable[tuple[Isp, Network]], action: str) -> Chain:
+    return Chain(CHAIN, None, tuple(f"-A {CHAIN} -s {net} ! -o {isp.interface} {action}" for isp, net in owners))
