@@ -11,9 +11,23 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from lsmpy import ConfigError, LsmpyError, changes, guard, kernel, marking, memory, netfilter, plan, resolve, state
+from lsmpy import (
+    ConfigError,
+    LsmpyError,
+    changes,
+    freeing,
+    guard,
+    kernel,
+    marking,
+    memory,
+    netfilter,
+    plan,
+    resolve,
+    state,
+    youth,
+)
 from lsmpy.changes import Changes
-from lsmpy.command import CommandError
+from lsmpy.freeing import Parting
 from lsmpy.kernel import Backend, KernelError, Refusal, RefusedError
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
@@ -34,12 +48,14 @@ class Outcome(Struct, frozen=True):
         changed: whether anything had to be changed.
         warnings: what the administrator should know, a line each.
         switched: the ISPs that get new connections now and did not before, or the other way round.
+        again_s: after how many seconds another one has something to do, though nothing else changes; None for never.
     """
 
     plan: Plan
     changed: bool
     warnings: tuple[str, ...]
     switched: tuple[str, ...] = ()
+    again_s: float | None = None
 
 
 class _Scene(Struct, frozen=True):
@@ -51,9 +67,16 @@ class _Scene(Struct, frozen=True):
     states: Mapping[str, state.Status]
     links: Mapping[str, Link]
     live: Mapping[Family, Side]
+    waiting: Mapping[str, float]  # for how many seconds an ISP that is up again is not used yet
+
+    @property
+    def first(self) -> bool:
+        """Whether nothing was built yet since the machine was started."""
+        return guard.is_first(self.live)
 
     def plan(self, refused: Mapping[str, str] | None = None) -> Plan:
-        return plan.build(self.router, self.states, self.links, self.extra, refused)
+        strays = self.first or youth.left_s() > 0
+        return plan.build(self.router, self.states, self.links, self.extra, refused, self.waiting, strays)
 
     def steps(self, wanted: Plan) -> list[Changes]:
         return [_without_spellings(changes.between(self.live[s.family], s), self.live[s.family]) for s in wanted.sides]
@@ -79,16 +102,18 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         _check_new_rules(scene, steps)
         warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
         own = marking.own_chains(router)
-        if guard.is_first(scene.live):
+        if scene.first:
             guard.guard(scene.live, wanted, own, replace)
             memory.save_before(scene.live, _present_sysctls(wanted))
+            youth.begin()
         else:
             warnings += guard.removed(scene.live, wanted, own, steps)
         done, changed = _carry_out(scene, wanted, steps, warnings)
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
-        if changed:
-            warnings += _free(scene, done)
-        return Outcome(done, changed, (*warnings, *_not_forwarding(scene.router)), _switched(scene, done))
+        warnings += [f"{v.isp}: {v.why}" for v in done.verdicts if v.isp in scene.waiting and not v.up]
+        warnings += _not_ready(scene.router)
+        again_s = _soonest(scene.waiting, youth.left_s())
+        return Outcome(done, changed, tuple(warnings), _switched(scene, done), again_s)
 
 
 def difference(router: Router, directory: Path) -> str:
@@ -164,7 +189,25 @@ def _look(configured: Router, directory: Path | None) -> _Scene:
     links, live = kernel.read(backend, router.families, sorted(names), owned)
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
-    return _Scene(resolve.resolve(router, links), backend, extra, states, links, live)
+    known = resolve.resolve(router, links)
+    waiting = _waiting(known, directory, states, live) if directory else {}
+    return _Scene(known, backend, extra, states, links, live, waiting)
+
+
+def _waiting(
+    router: Router, directory: Path, states: Mapping[str, state.Status], live: Mapping[Family, Side]
+) -> dict[str, float]:
+    """Who was out of service, is up by its state file, and has not been so for long; with the seconds that lack."""
+    lacks: dict[str, float] = {}
+    for name in freeing.out_of_service(router, live) if router.options.failback_after_s else ():
+        age = state.age_s(directory, name)
+        if states[name].up and not states[name].force and age is not None and age < router.options.failback_after_s:
+            lacks[name] = router.options.failback_after_s - age
+    return lacks
+
+
+def _soonest(waiting: Mapping[str, float], grace_s: float) -> float | None:
+    return min(filter(None, (*waiting.values(), grace_s)), default=None)
 
 
 def rule_files(router: Router, family: Family) -> dict[str, Table]:
@@ -219,12 +262,18 @@ def _present_sysctls(wanted: Plan) -> dict[str, str]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _not_forwarding(router: Router) -> list[str]:
-    return [
+def _not_ready(router: Router) -> list[str]:
+    warnings = [
         f"{_FORWARDING[family].replace('/', '.')} is 0: nothing of IPv{family} is forwarded; set it to 1 with sysctl"
         for family in router.families
         if any(isp.addresses(family) for isp in router.isps) and kernel.read_sysctl(_FORWARDING[family]) == "0"
     ]
+    if router.options.flush_conntrack and not kernel.can_forget():
+        warnings.append(
+            "conntrack is not installed: the connections of an ISP that goes down stay with it until they end. "
+            "Install it (Debian: apt-get install conntrack) or set flush_conntrack = false"
+        )
+    return warnings
 
 
 def _check_new_rules(scene: _Scene, steps: list[Changes]) -> None:
@@ -256,7 +305,7 @@ def _places(router: Router, error: LsmpyError) -> str:
 
 
 def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list[str]) -> tuple[Plan, bool]:
-    """Routing, then NAT, then marks, then what is stale; undone as a whole when a step fails."""
+    """Routing, then NAT, then marks, then what is stale, then connections; undone as a whole when a step fails."""
     settings = _to_set(wanted)
     if not any(steps) and not settings:
         return wanted, False
@@ -266,31 +315,32 @@ def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list
         if refused:
             wanted = scene.plan(refused)
             steps = scene.steps(wanted)
-        kernel.load(scene.backend, steps, scene.live)
-        _learn_spellings(scene, steps)
+        present = frozenset[str]().union(*(link.addresses for link in scene.links.values()))
+        parts = [freeing.part(scene.router, scene.live[step.family], step, present) for step in steps]
+        kernel.load(scene.backend, [part.early for part in parts], scene.live)
         for key, value in settings:
             kernel.write_sysctl(key, value)
         kernel.drop(steps)
+        _forget(parts, warnings)
+        loaded = {part.early.family: Side(part.early.family, part.early.tables, (), ()) for part in parts}
+        kernel.load(scene.backend, [part.late for part in parts], loaded)
+        _learn_spellings(scene, steps)
     except LsmpyError as error:
         raise KernelError(f"{_places(scene.router, error)}{error}. {_undo(scene, wanted, old_settings)}") from error
     return wanted, True
 
 
-def _free(scene: _Scene, done: Plan) -> list[str]:
-    """Free the connections of addresses that are ours no more, now that nothing is given them any longer.
-
-    They would be dropped on their way out for as long as anybody tries; freed, they begin anew. (Masquerading does
-    that by itself.) What it fails at is only told.
-    """
-    warnings = []
-    for side in done.sides:
-        gone = marking.given(scene.live[side.family].table("nat")) - marking.given(side.table("nat"))
-        for address in sorted(gone.difference(*(link.addresses for link in scene.links.values()))):
-            try:
-                kernel.forget(side.family, address)
-            except CommandError as error:
-                warnings.append(f"connections of {address}, which is gone, are not freed: {error}")
-    return warnings
+def _forget(parts: list[Parting], warnings: list[str]) -> None:
+    """Free the connections of the ISPs and addresses that have gone, so that they begin again by another."""
+    gone = {who: None for part in parts for who in part.gone}
+    if not gone:
+        return
+    names = ", ".join(gone)
+    try:
+        count = kernel.forget(commands for part in parts for commands in part.gone.values())
+        log.info("%d connections of %s freed", count, names)
+    except LsmpyError as error:
+        warnings.append(f"the connections of {names} could not be freed, they stay until they end: {error}")
 
 
 def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) -> dict[str, str]:

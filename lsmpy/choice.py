@@ -7,6 +7,7 @@ every test deals with a part of what the tests before have left, and the last ru
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from lsmpy import buckets, netfilter, shares, tree
@@ -17,6 +18,7 @@ from lsmpy.tree import Block
 _RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
 _SEED = 0x6C736D70  # of the hash; always the same, so that a pair keeps its ISP over restarts and changes of all else
 _ALL = 0xFFFFFFFF
+Isps = Sequence[Isp]
 
 
 def by_rule(isps: list[Isp]) -> bool:
@@ -29,7 +31,7 @@ def by_rule(isps: list[Isp]) -> bool:
     return len({isp.tier for isp in isps}) == len(isps)
 
 
-def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], candidates: list[Isp]) -> list[Chain]:
+def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], candidates: Isps) -> list[Chain]:
     """One chain of choices for each LAN, and what they share.
 
     Args:
@@ -52,7 +54,7 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
     return [_cascade(name, candidates, tests(tuple(isp.weight for isp in candidates))) for name in names]
 
 
-def _cascade(chain: str, candidates: list[Isp], tests: tuple[tuple[int, str], ...]) -> Chain:
+def _cascade(chain: str, candidates: Isps, tests: tuple[tuple[int, str], ...]) -> Chain:
     return Chain(chain, None, tuple(f"-A {chain} {test}-g MARK-{candidates[place].name}" for place, test in tests))
 
 
@@ -79,7 +81,7 @@ def _random(weights: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
 # -- by hash -------------------------------------------------------------------------------------------------
 
 
-def _hash(family: Family, mask: int, tier: list[Isp], candidates: list[Isp]) -> list[Chain]:
+def _hash(family: Family, mask: int, tier: Isps, candidates: Isps) -> list[Chain]:
     """HMARK hashes the pair of client and server into the mark, whose bits lead down a tree to the bucket's owner.
 
     Ports and protocol are left out, so that all that one client does with one server goes by one ISP.

@@ -20,7 +20,6 @@ DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
     "router.local_traffic": ("balance",),
-    "router.flush_conntrack": (True,),
 }
 _LATER_KEYS = {"policy", "events"}
 _SINGLE_OR_LIST = {"address", "gateway", "prefix", "check"}

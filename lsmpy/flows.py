@@ -163,10 +163,12 @@ class LongFlows:
         self._said: list[str] = []
         self.events: list[LongEvent] = []
 
-    def __enter__(self) -> Self:
-        """Start."""
+    def start(self) -> Self:
+        """Start; without a `with` block they last until `stop`, or as long as the laboratory."""
         self._running = self._lab.start(lan_node(self._lan), self._argv, self._hear)
         return self
+
+    __enter__ = start
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -196,6 +198,11 @@ class LongFlows:
     def isps(self) -> dict[int, str]:
         """By which ISP each flow goes now."""
         return {event.flow: event.isp for event in list(self.events) if event.event == "isp"}
+
+    def isp_at(self, flow: int, t: float) -> str:
+        """By which ISP a flow was answered last until then; empty if it was not yet."""
+        isps = [each.isp for each in list(self.events) if each.event == "isp" and each.flow == flow and each.t <= t]
+        return isps[-1] if isps else ""
 
 
 def tracked(lab: Lab, flows: Sequence[tuple[str, Flow]]) -> dict[tuple[str, Flow], str]:

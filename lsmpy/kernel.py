@@ -27,6 +27,7 @@ _CAP_NET_ADMIN = 12
 _ASK_LINKS = "ip -json address show"
 _ASK_ROUTING = r"route show table all\nrule show\n"
 _MARK = "=="
+_DELETED = re.compile(r"conntrack v\S+ \(conntrack-tools\): (\d+) flow entries have been deleted\.")
 _INTERFACES = msgspec.json.Decoder(list[dict[str, Any]])
 _RULES = msgspec.json.Decoder(list[dict[str, Any]])
 _ROUTES = msgspec.json.Decoder(list[Route], strict=False)
@@ -271,6 +272,31 @@ def drop(steps: Iterable[Changes]) -> None:
         raise KernelError(f"could not remove what is stale: {'; '.join(left)}")
 
 
+def can_forget() -> bool:
+    """Whether conntrack(8) is installed."""
+    return _which("conntrack") is not None
+
+
+def forget(batches: Iterable[Sequence[str]]) -> int:
+    """Make conntrack(8) forget connections and return how many those were.
+
+    Args:
+        batches: its command lines; each batch runs by itself, as every look at a large table takes its time.
+
+    Raises:
+        KernelError: conntrack is missing, or failed; the message says what it said.
+    """
+    command.find("conntrack")
+    # Its status does not tell failure from nothing found. What it prints, a line a connection, may be very long.
+    texts = ["".join(f"{line} 2>&1 >/dev/null\n" for line in batch) + ":\n" for batch in batches]
+    running = [command.start(["sh", "-s"], text) for text in texts]
+    said = [line for process in running for line in process.wait().splitlines()]
+    counts = [_DELETED.fullmatch(line) for line in said]
+    if failures := [line for line, count in zip(said, counts, strict=True) if not count]:
+        raise KernelError("; ".join(failures))
+    return sum(int(count[1]) for count in counts if count)
+
+
 def write_sysctl(key: str, value: str) -> None:
     """Change a setting below /proc/sys.
 
@@ -283,19 +309,6 @@ def write_sysctl(key: str, value: str) -> None:
         return  # the interface has just gone; its return wakes the watcher
     except OSError as error:
         raise KernelError(f"cannot set {key.replace('/', '.')} to {value}: {error.strerror}") from error
-
-
-def forget(family: Family, address: str) -> None:
-    """Have the kernel forget every connection whose answers come to an address that is ours no more.
-
-    Raises:
-        CommandError: conntrack is not installed or fails.
-    """
-    try:
-        command.run("conntrack", "-D", "-f", f"ipv{family}", "--reply-dst", address)
-    except CommandError as error:
-        if "0 flow entries" not in error.stderr:
-            raise
 
 
 # -- details -------------------------------------------------------------------------------------------------

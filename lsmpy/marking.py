@@ -11,7 +11,26 @@ from lsmpy import choice, netfilter, sources
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
+# Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
+DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
+_STRAY = f"{PREFIX}STRAY"
 _LINK_LOCAL = "fe80::/10"
+
+
+class Use(Struct, frozen=True):
+    """What becomes of the connections of one family.
+
+    Attributes:
+        chosen: the ISPs that get new ones, all of one tier.
+        down: those that are out of service while others are not.
+        left: those of a worse tier than the chosen ones, if their connections are to move; None if they may stay.
+        strays: whether new ones may begin in mid-stream.
+    """
+
+    chosen: tuple[Isp, ...]
+    down: tuple[Isp, ...] = ()
+    left: tuple[Isp, ...] | None = None
+    strays: bool = False
 
 
 class OwnChains(Struct, frozen=True):
@@ -29,21 +48,20 @@ def own_chains(router: Router) -> OwnChains:
     return OwnChains(frozenset((*of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans))))
 
 
-def mangle(
-    router: Router, family: Family, isps: list[Isp], candidates: list[Isp], mtus: Mapping[str, int] | None = None
-) -> Table:
+def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapping[str, int] | None = None) -> Table:
     """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address.
 
     Args:
         router, family: what it is for.
         isps: those that carry the family.
-        candidates: those of them that get new connections.
+        use: what becomes of their connections.
         mtus: of the interfaces that are there.
     """
     mask = router.options.mark_mask
     masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
     unset = netfilter.bits(0, mask)
     lans = [lan for lan in router.lans if family in lan.families]
+    refusing = not use.strays and _translates(isps, family)
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
     # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
     ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
@@ -55,6 +73,7 @@ def mangle(
         # What conntrack calls INVALID takes no slot.
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
+        *(f"-A {pre} -i {lan.interface} {netfilter.MID_STREAM} -g {_STRAY}" for lan in lans if refusing),
     ]
     if not choice.by_rule(isps):
         before += [f"-A {pre} -m addrtype --dst-type {each} -j RETURN" for each in ours]
@@ -72,7 +91,33 @@ def mangle(
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
         chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
-    return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, candidates)])
+    if refusing:
+        way = [*use.chosen, *isps][0]
+        chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
+    for name, listed in ((DOWN, use.down), (LEFT, use.left)):
+        if listed is not None:
+            chains.append(Chain(name, None, tuple(f"-A {name} -j MARK-{isp.name}" for isp in listed)))
+    return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, use.chosen)])
+
+
+def refusals(router: Router, family: Family, isps: list[Isp]) -> Table:
+    """The table that answers TCP packets in mid-stream with a reset, if an ISP would translate them.
+
+    The router has forgotten their connection, or never knew it: what has another address now, the far end would not
+    take for the same. Without translation it would, so that such a connection goes on by another ISP. mangle gives them
+    a mark and not their connections, so that they come by some ISP, and are told from all else; those that main knows a
+    better way for go on.
+    """
+    if not _translates(isps, family):
+        return netfilter.table("filter")
+    unset = netfilter.bits(0, router.options.mark_mask)
+    stray = f"-A FORWARD -p tcp -m mark ! --mark {unset} -m connmark --mark {unset} -j {_STRAY}"
+    told = tuple(f"-A {_STRAY} -o {isp.interface} -p tcp -j REJECT --reject-with tcp-reset" for isp in isps)
+    return netfilter.table("filter", [Chain("FORWARD", None, (stray,)), Chain(_STRAY, None, told)])
+
+
+def _translates(isps: list[Isp], family: Family) -> bool:
+    return any(isp.nat.kind(family) != "none" for isp in isps)
 
 
 def _clamping(family: Family, isps: list[Isp], mtus: Mapping[str, int]) -> list[Chain]:

@@ -27,6 +27,7 @@ Percent = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 t
 Count = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")]
 Milliseconds = Annotated[int, Meta(ge=10, le=3_600_000, description="milliseconds, from 10 to 3600000")]
 Limit = Annotated[int, Meta(ge=0, le=3_600_000, description="milliseconds, from 0 (none) to 3600000")]
+Wait = Annotated[int, Meta(ge=0, le=86_400, description="seconds, from 0 to 86400")]
 Positive = Annotated[int, Meta(ge=1, le=0xFFFFFFFF, description="a whole number from 1")]
 
 
@@ -146,13 +147,21 @@ class Lan(Addressed, frozen=True, kw_only=True):
 
 
 class Options(Struct, frozen=True):
-    """The `[router]` table."""
+    """The `[router]` table.
+
+    Attributes:
+        flush_conntrack: whether the connections of an ISP that goes down are forgotten.
+        failback: whether connections on a worse tier stay when a better one returns, or are forgotten as well.
+        failback_after_s: how long a returned ISP must have been up before it is used again.
+    """
 
     flush: Literal["all", "own"] = "all"
     balance: Literal["nth", "random", "hash"] = "nth"
     local_traffic: Literal["balance", "main"] = "main"
     when_all_down: Literal["all", "flush", "unreachable"] = "all"
-    flush_conntrack: bool = False
+    flush_conntrack: bool = True
+    failback: Literal["drain", "move"] = "drain"
+    failback_after_s: Wait = 0
     iptables: Literal["auto", "nft", "legacy"] = "auto"
     mark_mask: Positive = 0xFFFFFFFF
 

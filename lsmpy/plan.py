@@ -6,13 +6,14 @@ table and rules of an ISP stay as they are while it is down, so that its connect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from msgspec import Struct
 
 from lsmpy import choice, marking, netfilter, routing, sources
-from lsmpy.model import Family, Interface, Isp, Lan, Network, Router, host
+from lsmpy.marking import Use
+from lsmpy.model import Family, Interface, Isp, Lan, Network, Options, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
@@ -84,6 +85,8 @@ def build(
     links: Mapping[str, Link] | None,
     extra: Mapping[Family, Mapping[str, Table]] | None = None,
     refused: Mapping[str, str] | None = None,
+    waiting: Collection[str] = (),
+    strays: bool = False,
 ) -> Plan:
     """Decide what the kernel shall hold.
 
@@ -93,9 +96,15 @@ def build(
         links: the kernel's interfaces, by name; None to take all as present.
         extra: tables of the [rules] files, by family.
         refused: ISPs whose routes the kernel has just refused, and its words.
+        waiting: ISPs that have not been up for long enough to be used again, if there is another.
+        strays: whether TCP connections that the router does not know may go on through it.
     """
-    verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}) for isp in router.isps)
-    sides = tuple(_side(router, family, verdicts, links, (extra or {}).get(family, {})) for family in router.families)
+    verdicts = tuple(_verdict(router, isp, states[isp.name], links, refused or {}, waiting) for isp in router.isps)
+    if waiting and not any(verdict.up for verdict in verdicts):
+        return build(router, states, links, extra, refused, (), strays)
+    sides = tuple(
+        _side(router, family, verdicts, links, (extra or {}).get(family, {}), strays) for family in router.families
+    )
     return Plan(sides, _sysctls(router, links), verdicts, router.options.when_all_down)
 
 
@@ -121,7 +130,12 @@ def missing(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> str:
 
 
 def _verdict(
-    router: Router, isp: Isp, status: Status, links: Mapping[str, Link] | None, refused: Mapping[str, str]
+    router: Router,
+    isp: Isp,
+    status: Status,
+    links: Mapping[str, Link] | None,
+    refused: Mapping[str, str],
+    waiting: Collection[str],
 ) -> Verdict:
     families = [family for family in router.families if isp.carries(family)]
     lacks = [missing(isp, family, links) for family in families]
@@ -132,6 +146,8 @@ def _verdict(
     if not status.up:
         why = "forced" if status.force else f"its state file says {(status.text or '')[:20]!r}"
         return Verdict(isp.name, False, why)
+    if isp.name in waiting:
+        return Verdict(isp.name, False, f"up again, and used when it was so for {router.options.failback_after_s} s")
     # An ISP whose addresses are followed may well have none of a family.
     partly = [
         f"without IPv{family}: {lack}"
@@ -147,19 +163,21 @@ def _side(
     verdicts: Iterable[Verdict],
     links: Mapping[str, Link] | None,
     extra: Mapping[str, Table],
+    strays: bool,
 ) -> Side:
     isps = [isp for isp in router.isps if isp.carries(family)]
     present = {isp.name for isp in isps if not missing(isp, family, links)}
-    up = {verdict.isp for verdict in verdicts if verdict.up}
+    verdict = {each.isp: each.up for each in verdicts}
+    up = [isp for isp in isps if isp.name in present and verdict[isp.name]]
     # One that is followed and has no address of a family may never have one, so main is not kept waiting for it.
     known = [isp for isp in isps if isp.addresses(family)]
-    usable = _usable(known, present, up, router.options.when_all_down)
-    candidates = [isp for isp in usable if isp.tier == min(each.tier for each in usable)]
+    usable = up or _with_none_up(router.options, known, present)
+    use = _use(router.options, isps, up, usable, strays)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
-    refusing = bool(known) and not candidates and router.options.when_all_down == "unreachable"
+    refusing = bool(known) and not use.chosen and router.options.when_all_down == "unreachable"
     own = {
         "nat": marking.nat(isps, family),
-        "mangle": marking.mangle(router, family, isps, candidates, mtus),
+        "mangle": marking.mangle(router, family, isps, use, mtus),
     }
     names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
     # The user's rules come first, so that they can make exceptions.
@@ -168,28 +186,38 @@ def _side(
     ]
     # Only what nobody could mean comes before them: they accept what comes from a LAN.
     tables[0] = netfilter.merge(sources.refusals(isps, family, usable), tables[0])
+    tables[0] = netfilter.merge(marking.refusals(router, family, isps), tables[0])
     return Side(
         family=family,
         tables=tuple(tables),
         routes=tuple(_routes(router, family, isps, links)),
-        rules=(*_rules(router, family, isps, candidates, links), *(_refusals(router.lans) if refusing else ())),
+        rules=(*_rules(router, family, isps, use.chosen, links), *(_refusals(router.lans) if refusing else ())),
     )
 
 
 # -- who gets new connections --------------------------------------------------------------------------------
 
 
-def _usable(isps: list[Isp], present: set[str], up: set[str], when_all_down: str) -> list[Isp]:
-    """The ISPs that are up.
+def _with_none_up(options: Options, isps: list[Isp], present: set[str]) -> list[Isp]:
+    """Who is used while none is up, by `when_all_down`: every one that is there, or none.
 
-    With none up at all, by `when_all_down` as if every one that is there were up, or none: then what is new gets no
-    mark. The article's script gives it none either ("flush"), and it goes where main sends it. What main sends out by
-    an ISP still gets that ISP's address, which the article forgets.
+    With none what is new gets no mark. The article's script gives it none either ("flush"), and it goes where main
+    sends it. What main sends out by an ISP still gets that ISP's address, which the article forgets.
     """
-    usable = [isp for isp in isps if isp.name in present & up]
-    if when_all_down == "all":
-        usable = usable or [isp for isp in isps if isp.name in present] or isps
-    return usable
+    if options.when_all_down != "all":
+        return []
+    return [isp for isp in isps if isp.name in present] or isps
+
+
+def _use(options: Options, isps: list[Isp], up: list[Isp], usable: list[Isp], strays: bool) -> Use:
+    """New connections are for the best tier that may be used. With none up none is out of service: where to go?"""
+    best = min((isp.tier for isp in usable), default=1)
+    return Use(
+        chosen=tuple(isp for isp in usable if isp.tier == best),
+        down=tuple(isp for isp in isps if up and isp not in up),
+        left=tuple(isp for isp in isps if up and isp.tier > best) if options.failback == "move" else None,
+        strays=strays,
+    )
 
 
 def used(side: Side, isps: Iterable[Isp]) -> frozenset[str]:
@@ -260,7 +288,7 @@ def _spelled(network: Network) -> str:
 
 
 def _rules(
-    router: Router, family: Family, isps: list[Isp], candidates: list[Isp], links: Mapping[str, Link] | None
+    router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
 ) -> Iterable[Rule]:
     # Whatever main knows better than a default goes there: LANs, VPNs, static routes (R1).
     yield Rule(FROM_MAIN, "", routing.MAIN, suppress_default=True)

@@ -8,9 +8,10 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from lsmpy import LsmpyError, __version__, after, apply, config, kernel, plan, resolve, script, state
+from lsmpy import LsmpyError, __version__, after, apply, config, freeing, kernel, plan, resolve, script, state, youth
 from lsmpy.apply import Outcome
 from lsmpy.model import AUTO, Router
 from lsmpy.netlink import Interest
@@ -56,7 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     router = config.load(options.config)
     directory = options.state_dir or Path(router.state_dir)
     if options.dry_run:
-        print(script.render(_dry_plan(router, directory), _infix(router)), end="")
+        router, dry = _dry_plan(router, directory)
+        print(script.render(dry, _infix(router), freeing.commands(router)), end="")
         return 0
     if options.diff:
         text = apply.difference(router, directory)
@@ -81,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_plan(router: Router, directory: Path) -> plan.Plan:
+def _dry_plan(router: Router, directory: Path) -> tuple[Router, plan.Plan]:
     state.require_directory(directory)
     router = resolve.on_machine(router, kernel.families())
     extra = {family: apply.rule_files(router, family) for family in router.families}
@@ -90,7 +92,8 @@ def _dry_plan(router: Router, directory: Path) -> plan.Plan:
     # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted; but not
     # what only the router itself can know.
     here = any(isp.interface in links or isp.follows for isp in router.isps)
-    return plan.build(resolve.resolve(router, links), states, links if here else None, extra)
+    router, strays = resolve.resolve(router, links), youth.left_s() > 0
+    return router, plan.build(router, states, links if here else None, extra, strays=strays)
 
 
 def _infix(router: Router) -> str:
@@ -112,7 +115,7 @@ def _news(options: argparse.Namespace, outcome: Outcome) -> after.News:
     )
 
 
-def _rebuild(router: Router, directory: Path, replace: bool, told: frozenset[str] | None = None) -> Outcome:
+def _rebuild(router: Router, directory: Path, replace: bool, told: Collection[str] | None = None) -> Outcome:
     """One rebuild, and a line in the log.
 
     Args:
@@ -148,7 +151,7 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     signal.signal(signal.SIGHUP, on_hangup)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watch.stop())
-    told: frozenset[str] | None = None
+    told: Collection[str] | None = None
     with contextlib.closing(after.Programs()) as programs:
         for _ in watch.wakes():
             if hangups:
@@ -164,7 +167,8 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
                 continue
             if (outcome.changed or told is None) and not options.no_after:
                 programs.tell(router.rules.after, _news(options, outcome))
-            told = frozenset(outcome.warnings)
+            told = outcome.warnings
+            watch.wake_in(outcome.again_s)
     return 0
 
 

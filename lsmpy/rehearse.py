@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
 
 from lsmpy import LsmpyError, command, config, flows, report, sandbox, state
 from lsmpy.lab import ROUTER, Lab, LabError
-from lsmpy.model import FAMILIES, Family, Isp, Router
+from lsmpy.model import FAMILIES, Family, Isp, Lan, Router
 from lsmpy.report import FAULTS, FaultName, Rebuild, Report, Shares, Trial
 
 _DIRECTORY = Path("/run/lsmpy-rehearsal")
@@ -20,6 +20,7 @@ _RATE = 200.0  # new flows a second in all: enough for exact shares in seconds, 
 _MEASURE_S = 3.0
 _STILL_MS = 1000.0  # a long flow on a healthy ISP that gets no answer for so long has been hurt
 _SLACK_S = 15.0  # what a loaded machine may add before something counts as not happening
+_GREETING_S = 2.0
 _POLL_S = 0.02
 
 
@@ -117,17 +118,27 @@ class Rehearsal:
         self._daemons[name] = self._lab.start(ROUTER, argv, hear)
 
     def _send(self, stack: ExitStack) -> None:
-        """Let every LAN's host send new flows, and keep long ones by every ISP."""
+        """Let every LAN's host send new flows."""
+        for lan, families in self._senders():
+            stream = flows.Stream(self._lab, lan.name, _RATE / len(self._router.lans), families=families)
+            self._streams[lan.name] = stack.enter_context(stream)
+
+    def _converse(self) -> None:
+        """Let it begin long flows by every ISP; those of before end, as TCP's were reset when their ISP failed."""
+        for before in self._long.values():
+            before.stop()
+        for lan, families in self._senders():
+            count = min(16, 2 * len(self._router.isps) * len(families))
+            long = flows.LongFlows(self._lab, lan.name, count, ("tcp", "udp"), families)
+            self._long[lan.name] = long.start()
+            with suppress(LateError):  # some may find no way, if something is wrong with the rules
+                self._wait(lambda: len(long.isps()) == count, _GREETING_S, "long flows")  # noqa: B023
+
+    def _senders(self) -> Iterator[tuple[Lan, list[Family]]]:
         for lan in self._router.lans:
             families: list[Family] = [f for f in FAMILIES if f in self._lab.server and lan.addresses(f)]
-            if not families:
-                continue
-            rate = _RATE / len(self._router.lans)
-            count = min(16, 2 * len(self._router.isps) * len(families))
-            stream = flows.Stream(self._lab, lan.name, rate, families=families)
-            long = flows.LongFlows(self._lab, lan.name, count, ("tcp", "udp"), families)
-            self._streams[lan.name] = stack.enter_context(stream)
-            self._long[lan.name] = stack.enter_context(long)
+            if families:
+                yield lan, families
 
     def _say(self, who: str, text: str, when: float | None = None) -> None:
         seconds = (when or time.monotonic()) - self._began
@@ -140,6 +151,7 @@ class Rehearsal:
         switches = len(self._router.isps) > 1 and isp.tier == min(each.tier for each in self._router.isps)
         trial = Trial(isp=isp.name, fault=fault, switches=switches, before=before, failures=[])
         foreign = self._foreign()
+        self._converse()
         began = time.monotonic()
         self._say(isp.name, f"fault: {fault}")
         self._break(isp, fault)
@@ -235,12 +247,12 @@ class Rehearsal:
                     self._say(isp.name, f"lost without excuse, on {where or 'no ISP'}: {flow}")
             self._judged[lan] = len(ended)
         for each in self._long.values():
-            homes = each.isps()
             for event in list(each.events):
                 hurt = event.event == "broken" or (event.event == "gap" and event.ms >= _STILL_MS)
-                if hurt and event.t >= began and homes.get(event.flow) != isp.name:
+                home = each.isp_at(event.flow, event.t)  # before it moved, if it has
+                if hurt and event.t >= began and home != isp.name:
                     trial.hurt_elsewhere += 1
-                    self._say(isp.name, f"long flow hurt on {homes.get(event.flow)}: {event}")
+                    self._say(isp.name, f"long flow hurt on {home}: {event}")
 
     def _blame(self) -> None:
         """Look up lost flows in the router's conntrack before it forgets them (30 s for a datagram)."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lsmpy import netfilter, routing
+from lsmpy import freeing, netfilter, routing
 from lsmpy.changes import add_text
+from lsmpy.freeing import Commands
+from lsmpy.marking import DOWN, LEFT
 from lsmpy.netfilter import BUILTIN, Table
 from lsmpy.plan import Plan, Side
 
@@ -50,20 +52,36 @@ only_routes() {
 }
 
 """
+_FREE = r"""
+# Frees the connections of the ISP $3, by the commands on standard input, if in the former table $1 it was in service:
+# neither its list $2 nor the one of those that are down had it.
+free() {
+    commands=$(cat)
+    printf '%s\n' "$1" | grep -q "^:$2 " || return 0
+    printf '%s\n' "$1" | grep -qxE -e "-A ($2|@DOWN@) -j MARK-$3" && return 0
+    command -v conntrack >/dev/null || { echo "conntrack is not installed: connections stay on $3" >&2; return 0; }
+    printf '%s\n' "$commands" | sh >/dev/null 2>&1 || true
+}
+""".replace("@DOWN@", DOWN)
 
 
-def render(plan: Plan, infix: str = "") -> str:
-    """The whole script; it needs nothing but sh, sed, grep, ip and iptables.
+def render(plan: Plan, infix: str = "", commands: Commands | None = None) -> str:
+    """The whole script; it needs nothing but sh, sed, grep, ip and iptables, and conntrack while an ISP is down.
 
     Args:
         plan: what it shall build.
         infix: what the programs of the chosen iptables have in their names, `-legacy` or `-nft`.
+        commands: what frees each ISP's connections.
     """
     header = _HEADER.replace("@SUMMARY@", plan.summary or "no ISP").replace("@PROTOCOL@", str(routing.PROTOCOL))
-    parts = [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
+    freed = [(side, list(_free(side, commands or {}))) for side in plan.sides]
+    parts = [_FREE] if any(free for _, free in freed) else []
+    parts += [f"was_{side.family}=$({_TOOLS[side.family]}{infix}-save -t mangle)\n" for side, free in freed if free]
+    parts += [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
     parts += [_table(side, table, infix) for side in plan.sides for table in side.tables]
     parts += [f"echo {value} >/proc/sys/{key} || true\n" for key, value in plan.sysctls]
     parts += [part for side in plan.sides for part in _stale(side)]
+    parts += [part for _, free in freed for part in free]
     return header + "\n".join(parts)
 
 
@@ -73,6 +91,15 @@ def _table(side: Side, table: Table, infix: str) -> str:
         if chain.name in BUILTIN[table.name] and chain.policy is None:
             text = text.replace(f":{chain.name} ACCEPT [0:0]", f":{chain.name} KEEP [0:0]", 1)
     return _input(f"load {_TOOLS[side.family]}{infix} {table.name}", text)
+
+
+def _free(side: Side, commands: Commands) -> Iterable[str]:
+    """What frees the connections of the ISPs that are listed, if they were not before."""
+    down, left = (freeing.listed(side.table("mangle"), name) for name in (DOWN, LEFT))
+    for name, isps in ((DOWN, down), (LEFT, left - down)):
+        for isp in sorted(isps):
+            if known := commands.get((side.family, isp)):
+                yield _input(f'free "$was_{side.family}" {name} {isp}', _lines(known))
 
 
 def _stale(side: Side) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Whose source addresses may leave by which ISP: what tells the sender of others, and what stops them if all else fails.
+"""Whose source addresses may leave by which ISP: what tells the senders of others, and what stops these at the last.
 
 Without translation a source inside an ISP's network leaves by that ISP and no other (R9), which the rules of policy
 routing by source see to. Here is the rest: no other ISP is chosen for it, and where main has a better route by another
@@ -13,7 +13,7 @@ from ipaddress import collapse_addresses
 
 from lsmpy import netfilter
 from lsmpy.model import Family, Isp, Network
-from lsmpy.netfilter import PREFIX, Chain, Table
+from lsmpy.netfilter import MID_STREAM, PREFIX, Chain, Table
 
 CHAIN = f"{PREFIX}SOURCES"
 # The kernel's own answers of policy routing have other codes: `prohibit` says 1, `unreachable` 0, which no datagram's
@@ -38,6 +38,7 @@ def choices(isps: Iterable[Isp], family: Family, chain: str) -> list[str]:
 def refusals(isps: Collection[Isp], family: Family, usable: Collection[Isp]) -> Table:
     """The table that tells the senders of sources that must not leave by that ISP, or, of what is new, not now.
 
+    TCP in mid-stream, whose connection was freed (R4), hears of a reset alone: another message it takes for a mishap.
     The router's own sockets may use an ISP that is down if they are bound to it, as those that test it are (R6).
 
     Args:
@@ -48,15 +49,16 @@ def refusals(isps: Collection[Isp], family: Family, usable: Collection[Isp]) -> 
     owners = [(isp, net) for isp in isps for net in owned(isp, family)]
     if not owners:
         return netfilter.table("filter")
-    chains = []
-    for hook in ("FORWARD", "OUTPUT"):
+    leaving, chains = f"{PREFIX}LEAVING", [_others(owners, TELL)]
+    for hook, to in (("FORWARD", leaving), ("OUTPUT", CHAIN)):
         own = f"{PREFIX}{hook}"
-        rules = [f"-A {own} -o {isp.interface} -j {CHAIN}" for isp in isps if isp.nat.kind(family) == "none"]
-        if hook == "FORWARD":
-            down = ((isp, net) for isp, net in owners if isp not in usable)
-            rules += [f"-A {own} -s {net} -o {isp.interface} -m conntrack --ctstate NEW {TELL}" for isp, net in down]
-        chains += [Chain(hook, None, (f"-A {hook} -j {own}",)), Chain(own, None, tuple(rules))]
-    return netfilter.table("filter", [*chains, _others(owners, TELL)])
+        ways = tuple(f"-A {own} -o {isp.interface} -g {to}" for isp in isps if isp.nat.kind(family) == "none")
+        chains += [Chain(hook, None, (f"-A {hook} -j {own}",)), Chain(own, None, ways)]
+    new, rules = "-m conntrack --ctstate NEW", []
+    for net in (net for isp, net in owners if isp not in usable):
+        rules.append(f"-A {leaving} -s {net} {MID_STREAM} {new} -j REJECT --reject-with tcp-reset")
+        rules.append(f"-A {leaving} -s {net} {new} {TELL}")
+    return netfilter.table("filter", [*chains, Chain(leaving, None, (*rules, f"-A {leaving} -g {CHAIN}"))])
 
 
 def stops(isps: Iterable[Isp], family: Family) -> list[Chain]:

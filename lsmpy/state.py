@@ -70,6 +70,15 @@ def read(directory: Path, name: str) -> Status:
     return judge(read_text(state_path(directory, name)), read_text(force_path(directory, name)))
 
 
+def age_s(directory: Path, name: str) -> float | None:
+    """For how long NAME_state has not been written; None without one, or when the clock has been set back since."""
+    try:
+        age = time.time() - state_path(directory, name).stat().st_mtime
+    except OSError:
+        return None
+    return age if age >= 0 else None
+
+
 def read_text(path: Path) -> str | None:
     """The file's text without trailing white space, None without a file; never raises for what a file may hold.
 

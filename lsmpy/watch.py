@@ -63,6 +63,7 @@ class Watch(FileSystemEventHandler):
         self._wake = threading.Event()
         self._wake.set()
         self._watched = ""
+        self._alarm: float | None = None
         self._others, self._flood = 0, _flood()
         self._observer: InotifyObserver | None = None
         self._inode: tuple[int, int] | None = None
@@ -74,6 +75,10 @@ class Watch(FileSystemEventHandler):
     def wake(self) -> None:
         """Make the watch yield soon; may be called from anywhere, a signal handler too."""
         self._wake.set()
+
+    def wake_in(self, seconds: float | None) -> None:
+        """Make the watch yield once after so many seconds; None for no such time."""
+        self._alarm = None if seconds is None else time.monotonic() + seconds
 
     def stop(self) -> None:
         """Make the watch end."""
@@ -90,7 +95,7 @@ class Watch(FileSystemEventHandler):
             self._wake.set()
 
     def wakes(self) -> Iterator[None]:
-        """Yield once at the start, when something has changed, and every `TICK_S`; end after `stop`.
+        """Yield once at the start, when something has changed, in the time asked for, and every `TICK_S`, until `stop`.
 
         While the state directory is gone nothing is yielded: its absence does not mean that every ISP is up.
 
@@ -108,10 +113,12 @@ class Watch(FileSystemEventHandler):
                 if not listener.is_alive():
                     raise WatchError("the kernel's notifications have stopped; the router stays as it is")
                 self._follow()
-                due = self._wake.is_set() or time.monotonic() - looked >= TICK_S
+                now = time.monotonic()
+                due = self._wake.is_set() or now - looked >= TICK_S or (self._alarm is not None and now >= self._alarm)
                 if self.stopped or not due or self._inode is None:
                     continue
                 self._wake.clear()
+                self._alarm = None
                 looked = time.monotonic()
                 yield
                 self._settle()

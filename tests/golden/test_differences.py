@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lsmpy import changes, netfilter, plan, state
+from lsmpy import changes, freeing, netfilter, plan, state
 from lsmpy.model import Family, Router
 from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule
@@ -148,6 +148,35 @@ def test_nothing_is_flushed(article: Router) -> None:
     for table in changes.between(locked, two).tables:
         assert set(table.policies().values()) == {"DROP"}
     assert "flush" not in changes.between(Side(4, (), (), ()), one).add_text()
+
+
+def test_connections_are_freed(article: Router) -> None:
+    """The list that a rebuild compares with the live one, and what it runs for whom is new in it."""
+    assert rules(side(article), "mangle", "LSMPY-DOWN") == []
+    assert rules(side(article, down=["ISP2"]), "mangle", "LSMPY-DOWN") == ["-j MARK-ISP2"]
+    assert rules(side(article, down=["ISP1", "ISP2"]), "mangle", "LSMPY-DOWN") == []
+    assert freeing.commands(article)[4, "ISP2"] == (
+        "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
+        "conntrack -D -f ipv4 --reply-dst 2.2.2.1",
+        "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
+    )
+
+
+def test_mid_stream(article: Router) -> None:
+    made = side(article)
+    stray = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"
+    before = rules(made, "mangle", "LSMPY-PREROUTING")
+    for device, lan in (("eth0", "dev"), ("eth1", "rnd")):
+        assert before.index(f"-i {device} {stray} -g LSMPY-STRAY") < before.index(f"-i {device} -g CHOOSE-{lan}")
+    assert rules(made, "mangle", "LSMPY-STRAY") == ["-j MARK --set-xmark 0x1/0xffffffff"]
+    assert rules(side(article, down=["ISP1"]), "mangle", "LSMPY-STRAY") == ["-j MARK --set-xmark 0x2/0xffffffff"]
+    # Marked, and its connection is not: that is nothing else.
+    assert rules(made, "filter", "FORWARD") == ["-p tcp -m mark ! --mark 0x0 -m connmark --mark 0x0 -j LSMPY-STRAY"]
+    assert rules(made, "filter", "LSMPY-STRAY") == [
+        f"-o {device} -p tcp -j REJECT --reject-with tcp-reset" for device in ("eth2", "eth3")
+    ]
+    # What is not translated goes on by another ISP.
+    assert not any("STRAY" in rule for table in side(article, 6).tables for rule in table.rules)
 
 
 def test_none_up(article: Router) -> None:

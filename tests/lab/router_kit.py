@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lsmpy import command, config, flows, state
+from lsmpy import command, config, flows, state, youth
 from lsmpy.lab import PORT, ROUTER, Lab, isp_node, lan_node, wait_until
 from lsmpy.model import Family
 
@@ -201,6 +202,10 @@ class Rig:
         """Write the configuration."""
         self.config.write_text(text)
 
+    def settle(self, age_s: float = 1000) -> None:
+        """Let the first rebuild be so long ago that connections must be known."""
+        youth.PATH.write_text(f"{time.clock_gettime(time.CLOCK_BOOTTIME) - age_s}\n")
+
     def say(self, isp: str, text: str) -> None:
         """Write a state file, whole."""
         state.write(state.state_path(self.states, isp), text)
@@ -221,6 +226,12 @@ class Rig:
         """Both iptables, but not the legacy one where it was never used: asking would make its tables."""
         used = self.shell("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>&1 || true\n")
         return ["-nft", "-legacy"] if re.search(r"^(filter|nat|mangle)$", used, re.MULTILINE) else ["-nft"]
+
+    def connections(self, family: Family = 4) -> dict[str, str]:
+        """What the router's conntrack knows: by each entry's number, what it is, without what changes by itself."""
+        lines = self.shell(f"conntrack -L -f ipv{family} -o id 2>/dev/null\n").splitlines()
+        parts = [re.search(r"^(\w+) .*?(src=.*) id=(\d+)", line) for line in lines]
+        return {part[3]: f"{part[1]} {part[2]}" for part in parts if part}
 
     def foreign(self) -> int:
         """Packets with somebody else's source, at all ISPs, ever."""

@@ -124,7 +124,7 @@ def test_what_somebody_did_behind_our_back_is_made_right(tmp_path: Path, what: l
 def test_killed_anywhere_it_leaves_a_working_router(tmp_path: Path, backend: str, default: str | None) -> None:
     """Killed at moments that a seed chooses, while flows go on."""
     dice = random.Random(76)
-    with rig(tmp_path, configuration(backend=backend), default) as router:
+    with rig(tmp_path, configuration(backend=backend, router="flush_conntrack = false"), default) as router:
         router.rebuild()
         began = time.monotonic()
         router.say("ISP2", "down")

@@ -16,6 +16,8 @@ from tests.lab.router_kit import LAN, Rig, configuration, rig
 pytestmark = pytest.mark.lab
 
 ISPS = ("ISP1", "ISP2")
+# Connections of an ISP that goes down would be freed; what is shown here is what keeps them until then.
+KEEP = "flush_conntrack = false"
 # Opens a socket for each port, and on every line of standard input sends a datagram from each.
 DATAGRAMS = """
 import socket, sys
@@ -91,7 +93,7 @@ def test_repeated_first_packets_leave_by_the_same_isp(
 ) -> None:
     """SYNs and datagrams that nobody answers are NEW each time, also after others were chosen meanwhile."""
     ports = range(40000, 40006)
-    with rig(tmp_path, configuration((1, 1), ipv6, backend), default, server=False) as router:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend, KEEP), default, server=False) as router:
         router.rebuild()
         for isp in ISPS:
             router.lab.kill_upstream(isp)
@@ -118,7 +120,7 @@ def test_repeated_first_packets_leave_by_the_same_isp(
 def test_long_flows_keep_their_isp_while_it_is_said_to_be_down(
     tmp_path: Path, ipv6: str, backend: str, default: str | None
 ) -> None:
-    with rig(tmp_path, configuration((1, 1), ipv6, backend), default) as router:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend, KEEP), default) as router:
         router.rebuild()
         with flows.LongFlows(router.lab, LAN, 8, ("tcp", "udp"), FAMILIES) as long:
             wait_until(lambda: len(long.isps()) == 8, what="long flows")
@@ -149,7 +151,7 @@ def test_flows_of_a_lost_link_never_leave_by_another(
     tmp_path: Path, ipv6: str, backend: str, default: str | None, fault: str
 ) -> None:
     """Neither before a rebuild nor after it; also when main has a default by the healthy ISP."""
-    with rig(tmp_path, configuration((1, 1), ipv6, backend), default) as router:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend, KEEP), default) as router:
         router.rebuild()
         with flows.LongFlows(router.lab, LAN, 8, ("tcp", "udp"), FAMILIES) as long:
             wait_until(lambda: len(long.isps()) == 8, what="long flows")

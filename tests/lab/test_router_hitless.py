@@ -18,6 +18,8 @@ from tests.lab.router_kit import LAN, Rig, configuration, rig
 pytestmark = pytest.mark.lab
 
 RATE = 1000.0
+# An ISP that is said to be down keeps its connections here: what is lost must be the rebuilds' doing.
+KEEP = "flush_conntrack = false"
 STILL_MS = 1000.0  # a long flow without an answer for so long has been hurt
 ARTICLE = Path(__file__).with_name("article.sh")
 
@@ -50,7 +52,7 @@ def test_rebuilds_under_load_hurt_nobody(
     tmp_path: Path, ipv6: str, backend: str, default: str | None, long: bool
 ) -> None:
     """ISP2 is said to go down and up; its line is well, and so not one flow may be lost, whoever has it."""
-    with rig(tmp_path, configuration((1, 1), ipv6, backend), default) as router, router.watching() as watcher:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend, KEEP), default) as router, router.watching() as watcher:
         stream, stay = steady(router)
         with stream, stay:
             wait_until(lambda: len(stay.isps()) == 8, what="long flows")
@@ -66,7 +68,7 @@ def test_rebuilds_under_load_hurt_nobody(
 @pytest.mark.long
 def test_one_shot_rebuilds_under_load_hurt_nobody(tmp_path: Path, long: bool) -> None:
     """The same, each rebuild by a process of its own."""
-    with rig(tmp_path, configuration((3, 1))) as router:
+    with rig(tmp_path, configuration((3, 1), router=KEEP)) as router:
         router.rebuild()
         stream, stay = steady(router)
         with stream, stay:
@@ -82,7 +84,7 @@ def test_one_shot_rebuilds_under_load_hurt_nobody(tmp_path: Path, long: bool) ->
 @pytest.mark.long
 def test_a_link_that_really_goes_hurts_no_flow_on_the_other(tmp_path: Path, long: bool) -> None:
     """ISP2's interface goes down and up; only flows that were on it, or on their way to it, may be lost."""
-    with rig(tmp_path, configuration(), "ISP2") as router:
+    with rig(tmp_path, configuration(router=KEEP), "ISP2") as router:
         router.shell("echo 1 >/proc/sys/net/ipv6/conf/eth3/keep_addr_on_down\n")
         with router.watching() as watcher:
             stream = flows.Stream(router.lab, LAN, RATE, ("udp",), FAMILIES, totals=True)
@@ -199,7 +201,7 @@ def test_what_the_articles_script_does_to_flows_we_do_not(tmp_path: Path, defaul
     for way in (by_the_article, one_shot, watching):
         place = tmp_path / way.__name__
         place.mkdir()
-        with rig(place, configuration(), default) as router, way(router) as change:
+        with rig(place, configuration(router=KEEP), default) as router, way(router) as change:
             found[way] = harm(router, change, 100 if long else 6)
         print(f"\n{way.__name__}, main's default {default}: {found[way]}", end="")
     article = found[by_the_article]

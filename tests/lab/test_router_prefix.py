@@ -93,17 +93,28 @@ def test_whoever_cannot_leave_is_told_whatever_is_broken(tmp_path: Path) -> None
         assert router.foreign() == 0
 
 
-def test_connections_of_an_isp_that_is_down_stay_with_it(tmp_path: Path) -> None:
-    with rig(tmp_path, prefixes(lans=LANS[1:2])) as router:
+@pytest.mark.parametrize("freed", [True, False])
+def test_connections_of_an_isp_that_goes_down(tmp_path: Path, freed: bool) -> None:
+    """They are told at once, or stay with it; none is sent by another ISP."""
+    options = f"flush_conntrack = {str(freed).lower()}"
+    with rig(tmp_path, prefixes(options=options, lans=LANS[1:2])) as router:
         router.rebuild()
+        heard = told(router)
         with LongFlows(router.lab, LAN, 4, PROTOS, (6,)) as long:
             wait_until(lambda: len(long.isps()) == 4, what="long flows")
             assert set(long.isps().values()) == {"ISP1"}
             router.say("ISP1", "down")
             router.rebuild()
+            if freed:
+                wait_until(
+                    lambda: sum(each.event == "broken" for each in long.events) == 2, what="both TCP flows to hear"
+                )
             assert ask(router, OF1, protos=["udp"]) == [REFUSED]
             ends = [event for event in long.stop() if event.event == "end"]
-        assert not any(event.broken or event.longest_gap_ms > 1000 for event in ends), ends
+        assert [event.broken for event in ends] == [freed, False] * 2
+        assert freed == (heard() > 1)
+        assert freed or not any(event.longest_gap_ms > 1000 for event in ends), ends
+        assert {event.why for event in long.events if event.event == "broken"} <= {"Connection reset by peer"}
         assert router.foreign() == 0
 
 
@@ -118,9 +129,9 @@ def test_with_every_isp_down(tmp_path: Path) -> None:
         ):
             router.configure(prefixes(options=f'when_all_down = "{way}"'))
             router.rebuild()
-            said = ask(router, NOBODYS, OF1, OF2, protos=["tcp"])
-            assert said[0] in nobodys
-            assert said[1:] == ([f"ISP1 {OF1}", f"ISP2 {OF2}"] if way == "all" else [REFUSED] * 2)
+            assert ask(router, NOBODYS, protos=["tcp"])[0] in nobodys
+            said = ask(router, OF1, OF2, protos=["udp"])
+            assert said == ([f"ISP1 {OF1}", f"ISP2 {OF2}"] if way == "all" else [REFUSED] * 2)
             assert (router.foreign(), router.idle()) == (0, True)
 
 

@@ -16,9 +16,9 @@ from tests.lab.test_router_shares import UNBELIEVABLE, chi_square, choose, prepa
 pytestmark = pytest.mark.lab
 
 
-def primary_and_backup(backend: str = "auto", mask: int = 0xFFFFFFFF) -> str:
+def primary_and_backup(backend: str = "auto", mask: int = 0xFFFFFFFF, more: str = "") -> str:
     """The router of the article's last comment: one LAN, a primary and a backup, IPv4 and IPv6 behind NAT."""
-    text = configuration(backend=backend, router=f"mark_mask = {mask:#x}")
+    text = configuration(backend=backend, router=f"mark_mask = {mask:#x}\n{more}")
     return text.partition('[[lan]]\nname = "rnd"')[0].replace('name = "ISP2"\n', 'name = "ISP2"\ntier = 2\n')
 
 
@@ -34,7 +34,7 @@ def moved(router: Rig, up: str) -> None:
 def test_with_a_primary_and_a_backup_nothing_is_chosen_and_connections_stay(
     tmp_path: Path, backend: str, mask: int, default: str | None
 ) -> None:
-    with rig(tmp_path, primary_and_backup(backend, mask), default) as router:
+    with rig(tmp_path, primary_and_backup(backend, mask, "flush_conntrack = false"), default) as router:
         router.rebuild()
         assert not any(word in line for line in router.dump() for word in ("statistic", "CHOOSE", "-i eth0"))
         assert {flow.isp for flow in router.send(8, ("tcp", "udp"), FAMILIES)} == {"ISP1"}
@@ -49,6 +49,30 @@ def test_with_a_primary_and_a_backup_nothing_is_chosen_and_connections_stay(
         assert {flow.isp for flow in seen} == {"ISP1"}
         assert {event.isp for event in long.events if event.event == "isp"} == {"ISP2"}
         assert not any(event.broken for event in long.events)
+        assert router.foreign() == 0
+        assert router.idle()
+
+
+@pytest.mark.parametrize(("backend", "mask", "default"), [("legacy", 0xFFFFFFFF, None), ("nft", 0xFF00, "ISP1")])
+def test_what_the_primary_had_goes_on_by_the_backup_and_stays_there(
+    tmp_path: Path, backend: str, mask: int, default: str | None
+) -> None:
+    with rig(tmp_path, primary_and_backup(backend, mask), default) as router:
+        router.rebuild()
+        router.settle()
+        with flows.LongFlows(router.lab, LAN, 8, ("tcp", "udp"), FAMILIES) as long:
+            wait_until(lambda: len(long.isps()) == 8, what="all flows")
+            assert set(long.isps().values()) == {"ISP1"}
+            moved(router, "ISP2")
+            wait_until(lambda: sum(event.event == "broken" for event in list(long.events)) == 4, what="resets")
+            wait_until(lambda: sorted(long.isps().values()) == ["ISP1"] * 4 + ["ISP2"] * 4, what="the others by ISP2")
+            router.say("ISP1", "up")
+            router.rebuild()
+            answered = router.arrived("ISP2", "-p udp")
+            wait_until(lambda: answered() > 40, what="a second of them")
+            assert {flow.isp for flow in router.send(8, ("tcp", "udp"), FAMILIES)} == {"ISP1"}
+        assert {event.why for event in long.events if event.event == "broken"} == {"Connection reset by peer"}
+        assert sorted(long.isps().values()) == ["ISP1"] * 4 + ["ISP2"] * 4
         assert router.foreign() == 0
         assert router.idle()
 

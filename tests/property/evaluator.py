@@ -49,6 +49,8 @@ class Packet:
     out: str = ""
     mark: int = 0
     reply: bool = False
+    protocol: str = "udp"
+    flags: str = ""  # of TCP
     sets: list[int] = field(default_factory=list)  # every mark but none that a MARK rule has given it
 
 
@@ -86,6 +88,10 @@ class Netfilter:
         """Whether the packet survives the hook's chain."""
         return self._walk(self.tables["mangle"], hook, packet) != "DROP"
 
+    def passes(self, packet: Packet) -> bool:
+        """Whether the packet survives filter's FORWARD."""
+        return self._walk(self.tables["filter"], "FORWARD", packet) not in ("DROP", "REJECT")
+
     def leave(self, packet: Packet) -> bool:
         """POSTROUTING of mangle and of nat, and conntrack's confirmation; whether the packet leaves."""
         if not self.mangle("POSTROUTING", packet):
@@ -108,7 +114,7 @@ class Netfilter:
             tests, verb, target, values = _split(rule)
             if not all(self._matches(rule, test, packet) for test in tests):
                 continue
-            if target in ("ACCEPT", "DROP", "RETURN"):
+            if target in ("ACCEPT", "DROP", "RETURN", "REJECT"):
                 return target
             if table.has(target):
                 verdict = self._walk(table, target, packet)
@@ -175,6 +181,11 @@ class Netfilter:
                 return packet.out == value
             case "-s":
                 return ip_address(packet.source) in ip_network(value)
+            case "-p":
+                return packet.protocol == value
+            case "--tcp-flags":
+                assert value == "FIN,SYN,RST,ACK SYN"
+                return set(packet.flags.split(",")) & {"FIN", "SYN", "RST", "ACK"} == {"SYN"}
             case "-d":
                 return ip_address(packet.target) in ip_network(value)
             case "--mark mark":
@@ -199,7 +210,7 @@ class Netfilter:
         raise AssertionError(f"the tests do not know the match {name} {value}")
 
 
-_ONE = {"-i", "-o", "-s", "-d", "--mark", "--ctstate", "--ctrepldst", "--ctstatus", "--ctdir", "--dst-type"}
+_ONE = {"-i", "-o", "-s", "-d", "-p", "--mark", "--ctstate", "--ctrepldst", "--ctstatus", "--ctdir", "--dst-type"}
 _NUMBERS = {"--every", "--probability"}
 _Split = tuple[list[tuple[str, bool, str]], str, str, dict[str, str]]
 
@@ -217,6 +228,9 @@ def _split(rule: str, known: dict[str, _Split] = {}) -> _Split:  # noqa: B006  t
             inverted = True
         elif word == "-m":
             module = words.pop(0)
+        elif word == "--tcp-flags":
+            tests.append((word, inverted, f"{words.pop(0)} {words.pop(0)}"))
+            inverted = False
         elif word in _ONE | _NUMBERS:
             tests.append((f"{word} {module}" if word == "--mark" else word, inverted, words.pop(0)))
             inverted = False

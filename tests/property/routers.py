@@ -19,7 +19,8 @@ FAMILIES: tuple[Family, ...] = (4, 6)
 SOMEWHERE: Mapping[Family, str] = {4: "203.0.113.9", 6: "2001:db8:ffff::9"}
 TEXTS = (None, "up", "down", "long_down", "", "Up", "rubbish")
 BALANCES = ("nth", "random", "hash")
-CHOICES = ("CHOOSE-", "LSMPY-BUCKETS", "LSMPY-DICE")  # what the chains that depend on the states are called
+# What the chains that depend on the states are called.
+CHOICES = ("CHOOSE-", "LSMPY-BUCKETS", "LSMPY-DICE", "LSMPY-STRAY", "LSMPY-DOWN")
 MASKS = (0xFFFFFFFF, 0xFF00, 0xF0, 0x7)
 
 

@@ -12,7 +12,7 @@ import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from lsmpy import plan, resolve, shares
+from lsmpy import changes, choice, freeing, plan, resolve, shares
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
@@ -434,11 +434,132 @@ def test_a_pair_keeps_its_isp_and_moves_only_when_that_leaves(
                 assert then == first or first not in after or then not in before
 
 
+# -- R4 ------------------------------------------------------------------------------------------------------
+
+
+def translates(scene: Scene, family: Family) -> bool:
+    return any(isp.nat.kind(family) != "none" for isp in scene.isps(family))
+
+
+@given(scenes(), dice, st.sampled_from(["ACK", "ACK,PSH"]))
+def test_what_is_in_mid_stream_and_unknown_leaves_by_no_isp_that_could_translate_it_and_takes_no_slot(
+    scene: Scene, chance: random.Random, flags: str
+) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        before, connection = rules.counts(), Connection()
+        packet = outbound(lan, family, connection)
+        packet.protocol, packet.flags = "tcp", flags
+        assert rules.mangle("PREROUTING", packet)
+        packet.out = route(side, packet, scene.main(family))
+        there = any(scene.has(isp.interface, str(isp.addresses(family)[0].ip)) for isp in scene.isps(family))
+        if translates(scene, family):
+            assert connection.mark == 0
+            assert rules.counts() == before
+            assert packet.out in (UNREACHABLE, *(isp.interface for isp in scene.isps(family)))
+            assert packet.out == UNREACHABLE or not rules.passes(packet)
+            event("told" if packet.out != UNREACHABLE else "unreachable")
+        else:
+            assert connection.mark == packet.mark
+            assert packet.mark or choice.by_rule(scene.isps(family))
+            assert rules.passes(packet)
+        assert there or packet.out == UNREACHABLE
+
+
+@given(scenes(), dice, st.sampled_from(["tun0", "LAN"]))
+def test_what_is_in_mid_stream_and_leaves_by_no_isp_goes_on(scene: Scene, chance: random.Random, where: str) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        device = where
+        to, main = (
+            SOMEWHERE[family],
+            scene.main(family) | {{4: "203.0.113.0/24", 6: "2001:db8:ffff::/48"}[family]: "tun0"},
+        )
+        if where == "LAN":
+            other = next((each for each in scene.lans(family) if each is not lan), None)
+            if other is None:
+                continue
+            to, device = client(other, family), other.interface
+        packet = outbound(lan, family, Connection(), to)
+        packet.protocol, packet.flags = "tcp", "ACK"
+        assert rules.mangle("PREROUTING", packet)
+        packet.out = route(side, packet, main)
+        assert packet.out == device
+        assert rules.passes(packet)
+
+
+@given(scenes(), dice, st.sampled_from(["SYN", "SYN,ECE", "ACK"]))
+def test_what_begins_or_is_known_is_never_refused(scene: Scene, chance: random.Random, flags: str) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        connection = Connection()
+        if flags == "ACK":  # the first packet was a SYN
+            first = outbound(lan, family, connection)
+            assert rules.mangle("PREROUTING", first)
+            first.out = route(side, first, scene.main(family))
+            if first.out == UNREACHABLE or not rules.leave(first):
+                continue
+        for state in ("NEW", "ESTABLISHED"):
+            packet = outbound(lan, family, connection, state=state)
+            packet.protocol, packet.flags = "tcp", flags
+            assert rules.mangle("PREROUTING", packet)
+            assert packet.mark == connection.mark
+            assert packet.mark or (flags != "ACK" and choice.by_rule(scene.isps(family)))
+            packet.out = route(side, packet, scene.main(family))
+            assert rules.passes(packet)
+
+
+@given(scenes(), dice)
+def test_at_first_what_is_in_mid_stream_is_taken_up(scene: Scene, chance: random.Random) -> None:
+    young = plan.build(scene.router, scene.states, scene.links, strays=True)
+    for family, _, lan in ways(scene):
+        side = sides(young)[family]
+        rules = Netfilter(side, scene.own(family), chance)
+        connection = Connection()
+        for _ in range(2):
+            packet = outbound(lan, family, connection)
+            packet.protocol, packet.flags = "tcp", "ACK"
+            assert rules.mangle("PREROUTING", packet)
+            assert packet.mark == connection.mark
+            assert packet.mark or choice.by_rule(scene.isps(family))
+            packet.out = route(side, packet, scene.main(family))
+            assert rules.passes(packet)
+            connection.confirmed = True
+
+
+@given(scenes(), st.data())
+def test_exactly_who_goes_out_of_service_is_freed_and_listed_last(scene: Scene, data: st.DataObject) -> None:
+    later = data.draw(statuses(scene.router))
+    for live, want in zip(scene.plan().sides, scene.plan(later).sides, strict=True):
+        isps = scene.isps(live.family)
+        there = {isp.name for isp in isps if scene.present(isp, live.family)}
+        was = {name for name in there if scene.states[name].up} or {isp.name for isp in isps}
+        now = {name for name in there if later[name].up}
+        step = changes.between(live, want)
+        part = freeing.part(scene.router, live, step)
+        assert set(part.gone) == (was - now if now else set())
+        # Whoever is killed in between has it to do once more, with the rest done.
+        if part.gone:
+            early = {table.name: table for table in (*live.tables, *part.early.tables)}
+            half = Side(live.family, tuple(early[table.name] for table in want.tables), want.routes, want.rules)
+            again = freeing.part(scene.router, half, changes.between(half, want))
+            assert again.gone == part.gone
+            assert [c for c in half.table("mangle").chains if c.name != "LSMPY-DOWN"] == [
+                c for c in part.late.tables[0].chains if c.name != "LSMPY-DOWN"
+            ]
+            assert [table.name for table in part.late.tables] == ["mangle"]
+            assert part.late.tables[0] == want.table("mangle").with_policies(live.table("mangle").policies())
+        else:
+            assert part.early == step
+        assert not freeing.part(scene.router, want, changes.between(want, want)).gone
+
+
 # -- what depends on the states, and what does not -----------------------------------------------------------
 
 
 def without_choices(table: Table) -> list[object]:
-    rules = {chain.name: () if chain.name.startswith(CHOICES) else chain.rules for chain in table.chains}
+    free = CHOICES if table.name == "mangle" else ()
+    rules = {chain.name: () if chain.name.startswith(free) else chain.rules for chain in table.chains}
     return [each for each in rules.items() if not each[0].startswith("LSMPY-BUCKETS-")]
 
 

@@ -30,7 +30,9 @@ flush = "all"
 balance = "nth"
 local_traffic = "main"
 when_all_down = "all"
-flush_conntrack = false
+flush_conntrack = true
+failback = "drain"
+failback_after_s = 0
 iptables = "auto"
 mark_mask = 0xffffffff
 
@@ -249,6 +251,11 @@ WRONG = {
     "unknown key": (ISP + "wieght = 2\n", "7: isp.wieght: there is no such key; did you mean weight?"),
     "unknown top key": ("stat_dir = '/x'\n" + ISP, "1: stat_dir: there is no such key; did you mean state_dir?"),
     "unknown router key": (ISP + "[router]\nbalanze = 1\n", "8: router.balanze: there is no such key; did you mean"),
+    "failback": (ISP + "[router]\nfailback = 'back'\n", '8: router.failback: expected "drain" or "move"'),
+    "failback_after_s": (
+        ISP + "[router]\nfailback_after_s = -1\n",
+        "8: router.failback_after_s: expected seconds, from 0 to 86400",
+    ),
     "unknown probe key": (
         ISP + "probe = { interval_ms = 5000, tries = 3 }\n",
         "7: isp.probe.tries: there is no such key; known are hold_down_ms, interval_ms, ",
@@ -471,7 +478,6 @@ ONLY_PROBED = {
 LATER = {
     "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
     "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
-    "conntrack": ("[router]\nflush_conntrack = true\n" + ISP, "2: router.flush_conntrack: true needs a later version"),
     "prefix": (ISP + 'prefix = ["2001:db8::/48"]\n', "7: isp.prefix: "),
     "npt": ("[nat]\nipv6 = 'npt'\n" + ISP, '2: nat.ipv6: "npt" needs a later version of lsmpy'),
     "npt of one isp": (ISP + "nat = { ipv6 = 'npt-stateless' }\n", '7: isp.nat.ipv6: "npt-stateless" needs a later'),

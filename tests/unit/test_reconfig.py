@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import apply, command, config, kernel, plan, reconfig
+from lsmpy import apply, command, config, kernel, plan, reconfig, youth
 from lsmpy.apply import Outcome
 from lsmpy.command import CommandError
 from lsmpy.guard import GuardError
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another machine than the router: its interfaces are not here, and nothing may be started or written."""
 
     def refuse(*words: object, **_: object) -> None:
@@ -41,6 +41,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("add", "load", "drop", "write_sysctl", "read"):
         monkeypatch.setattr(kernel, name, refuse)
     monkeypatch.setattr(command, "start", refuse)
+    monkeypatch.setattr(youth, "PATH", tmp_path / "first")
 
 
 def files_in(directory: Path) -> dict[str, bytes]:
@@ -183,10 +184,9 @@ def test_a_dry_run_holds_the_users_rules(path: Path, capsys: pytest.CaptureFixtu
     rules.write_text("*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n")
     path.write_text(path.read_text() + f"[rules]\nipv4 = ['{rules}']\n")
     assert reconfig.main(["-c", str(path), "--dry-run"]) == 0
-    assert (
-        ":INPUT DROP [0:0]\n:FORWARD KEEP [0:0]\n:OUTPUT KEEP [0:0]\n-A INPUT -i lo -j ACCEPT\n"
-        in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert ":INPUT DROP [0:0]\n:FORWARD KEEP [0:0]\n:OUTPUT KEEP [0:0]\n" in printed
+    assert "\n-A INPUT -i lo -j ACCEPT\n" in printed
 
 
 def test_the_state_directory_of_the_command_line_wins(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lsmpy import changes, netfilter, plan, script, state
+from lsmpy import changes, freeing, netfilter, plan, script, state
 from lsmpy.model import Router
 from lsmpy.netfilter import Chain
 from lsmpy.plan import Plan
@@ -50,6 +51,23 @@ def test_it_is_clean(name: str) -> None:
     checker = shutil.which("shellcheck") or "true"  # not everybody has it; CI does
     done = subprocess.run([checker, "-"], input=script.render(PLANS[name]), text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_who_is_down_is_freed_at_the_end_and_nobody_else() -> None:
+    router = router_of("[router]\nfailback = 'move'\n" + isps_of(3) + "tier = 2\n" + LAN)
+    states = {isp.name: state.judge("down" if isp.name == "I2" else "up") for isp in router.isps}
+    text = script.render(plan.build(router, states, None), "-legacy", freeing.commands(router))
+    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+    checker = shutil.which("shellcheck") or "true"
+    done = subprocess.run([checker, "-"], input=text, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert text.index("was_6=$(ip6tables-legacy-save -t mangle)\n") < text.index("\nload ")
+    assert re.findall(r"^free .*", text[text.rindex("\nonly_routes ") :], re.MULTILINE) == [
+        f"free \"$was_{family}\" LSMPY-{name} <<'END_OF_INPUT'" for family in (4, 6) for name in ("DOWN I2", "LEFT I3")
+    ]
+    last = ("--mark 0x3/0xffffffff", "--reply-dst 2001:db8:3::1", "--mark 0x3/0xffffffff")
+    assert text.endswith("".join(f"conntrack -D -f ipv6 {each}\n" for each in last) + "END_OF_INPUT\n")
+    assert "conntrack -D" not in script.render(PLANS["two families"], "", freeing.commands(router))
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -114,7 +132,7 @@ def test_run_it_loads_the_plan_and_keeps_the_policies(tmp_path: Path) -> None:
     (side,) = made.sides
     assert changes.add_text(side.routes, side.rules) in told
     assert "KEEP" not in told
-    assert "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n" in told
+    assert "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n" in told
     for table in side.tables:
         assert all(f"\n{rule}\n" in told for rule in table.rules)
 

@@ -1,0 +1,116 @@
+"""Whose connections a rebuild forgets, and when (R4): those of an ISP that goes out of service, or of an address.
+
+Who was in service stands in the kernel: two chains of mangle list the ISPs that are not, and whose connections have
+been forgotten. So they are written last of all: a rebuild that is killed before has not written them, and the next one
+forgets what this one has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+from msgspec import Struct
+
+from lsmpy import marking, netfilter
+from lsmpy.changes import Changes
+from lsmpy.marking import DOWN, LEFT
+from lsmpy.model import Family, Router
+from lsmpy.netfilter import Chain, Table
+from lsmpy.plan import Side
+
+Commands = Mapping[tuple[Family, str], tuple[str, ...]]  # for each family and ISP
+
+
+class Parting(Struct, frozen=True):
+    """The steps of one family, parted where connections are to be forgotten.
+
+    Attributes:
+        gone: whose connections are, the names of ISPs and addresses that are ours no more, and the commands for it.
+        early: all steps, but these ISPs are not listed yet.
+        late: what lists them.
+    """
+
+    gone: Mapping[str, tuple[str, ...]]
+    early: Changes
+    late: Changes
+
+
+def part(router: Router, live: Side, step: Changes, present: Collection[str] = ()) -> Parting:
+    """Part the steps that lead away from `live`.
+
+    Args:
+        router: the configuration.
+        live: what the kernel holds.
+        step: the way from there.
+        present: the addresses that the machine has, of whatever interface.
+    """
+    later = Changes(step.family, (), (), (), (), ())
+    tables = {table.name: table for table in step.tables}
+    known, wanted = commands(router), tables.get("mangle", netfilter.table("mangle"))
+    isps = frozenset(isp for isp in _gone(live.table("mangle"), wanted) if (step.family, isp) in known)
+    gone = {isp: known[step.family, isp] for isp in sorted(isps)}
+    if known and "nat" in tables:
+        # What has such an address would be dropped on its way out for as long as anybody tries. (Masquerading forgets
+        # by itself.)
+        given = marking.given(live.table("nat")) - marking.given(tables["nat"])
+        gone |= {each: (_of_address(step.family, each),) for each in sorted(given.difference(present))}
+    if not isps:
+        return Parting(gone, step, later)
+    early = tuple(_unlisted(table, isps) if table is wanted else table for table in step.tables)
+    return Parting(gone, msgspec.structs.replace(step, tables=early), msgspec.structs.replace(later, tables=(wanted,)))
+
+
+def commands(router: Router) -> Commands:
+    """How conntrack(8) forgets the connections of each ISP; nothing where that is not wanted.
+
+    By mark, those that are older than our marks by its address, and again by mark: a packet that was on its way through
+    the old rules may have made a connection meanwhile.
+    """
+    if not router.options.flush_conntrack:
+        return {}
+    made = {}
+    for family, isp in ((family, isp) for family in router.families for isp in router.isps if isp.carries(family)):
+        marked = f"conntrack -D -f ipv{family} --mark {router.mark_value(isp):#x}/{router.options.mark_mask:#x}"
+        addresses = (_of_address(family, str(each.ip)) for each in isp.addresses(family))
+        made[family, isp.name] = (marked, *addresses, marked)
+    return made
+
+
+def _of_address(family: Family, address: str) -> str:
+    return f"conntrack -D -f ipv{family} --reply-dst {address}"
+
+
+def listed(table: Table, name: str) -> frozenset[str]:
+    """The ISPs that one of the two chains lists."""
+    rules: Iterable[str] = next((chain.rules for chain in table.chains if chain.name == name), ())
+    return frozenset(map(_isp, rules))
+
+
+def out_of_service(router: Router, live: Mapping[Family, Side]) -> set[str]:
+    """The ISPs that the kernel's lists say are down, in every family that they have an address of."""
+    down = {family: listed(side.table("mangle"), DOWN) for family, side in live.items()}
+    return {isp.name for isp in router.isps if all(isp.name in down[f] for f in down if isp.addresses(f))}
+
+
+def _isp(rule: str) -> str:
+    return rule.split()[-1].removeprefix("MARK-")
+
+
+def _gone(live: Table, want: Table) -> frozenset[str]:
+    """Who is listed from now on; nobody where there was no such list, and so nothing is known of before."""
+    were, are = listed(live, DOWN), listed(want, DOWN)
+    fallen = are - were if live.has(DOWN) else frozenset[str]()
+    # What is down already, or falls in this moment, has nothing more to move.
+    moving = listed(want, LEFT) - listed(live, LEFT) - were if live.has(LEFT) else frozenset[str]()
+    return fallen | moving
+
+
+def _unlisted(table: Table, isps: frozenset[str]) -> Table:
+    """The table without these ISPs in its two lists."""
+
+    def stays(chain: Chain, rule: str) -> bool:
+        return chain.name not in (DOWN, LEFT) or _isp(rule) not in isps
+
+    chains = (Chain(c.name, c.policy, tuple(rule for rule in c.rules if stays(c, rule))) for c in table.chains)
+    return Table(table.name, tuple(chains))

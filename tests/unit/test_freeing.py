@@ -1,0 +1,143 @@
+"""Whose connections are freed, told from two images of the kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lsmpy import changes, freeing, plan, state, youth
+from lsmpy.model import Router
+from lsmpy.plan import Side
+from tests.conftest import isps_of, router_of
+
+LAN = "[[lan]]\nname = 'office'\ninterface = 'lan0'\naddress = ['192.168.1.1/24']\n"
+
+
+def side(router: Router, *down: str) -> Side:
+    states = {isp.name: state.judge("down" if isp.name in down else "up") for isp in router.isps}
+    return plan.build(router, states, None).sides[0]
+
+
+def freed(live: Side, want: Side, router: Router) -> set[str]:
+    return set(freeing.part(router, live, changes.between(live, want)).gone)
+
+
+def tiers(failback: str) -> Router:
+    """I1 and I2, and a spare I3."""
+    return router_of(f"[router]\nfailback = '{failback}'\n" + isps_of(3) + "tier = 2\n" + LAN)
+
+
+def test_who_goes_out_of_service_is_freed_once() -> None:
+    router = router_of(isps_of(3) + LAN)
+    assert freed(side(router), side(router, "I2"), router) == {"I2"}
+    assert freed(side(router, "I2"), side(router, "I2", "I3"), router) == {"I3"}
+    assert freed(side(router, "I2", "I3"), side(router), router) == set()
+    assert freed(side(router, "I2"), side(router, "I3"), router) == {"I3"}
+
+
+def test_with_none_up_nobody_is_and_then_whoever_is_not_back() -> None:
+    router = router_of(isps_of(3) + LAN)
+    none_up = side(router, "I1", "I2", "I3")
+    assert freed(side(router, "I2"), none_up, router) == set()
+    assert freed(none_up, side(router, "I2", "I3"), router) == {"I2", "I3"}
+
+
+def test_a_spare_isp_that_goes_down_is_freed_as_well() -> None:
+    for failback in ("drain", "move"):
+        router = tiers(failback)
+        assert freed(side(router), side(router, "I3"), router) == {"I3"}
+
+
+def test_a_worse_tier_is_freed_when_a_better_one_is_back_if_connections_move() -> None:
+    for failback, moved in (("drain", set[str]()), ("move", {"I3"})):
+        router = tiers(failback)
+        spare = side(router, "I1", "I2")
+        assert freed(side(router), spare, router) == {"I1", "I2"}
+        assert freed(spare, side(router, "I2"), router) == moved
+        assert freed(side(router, "I2"), side(router), router) == set()
+        assert freed(side(router, "I3"), side(router), router) == set()
+
+
+def test_asking_for_moves_moves_nothing_by_itself() -> None:
+    assert freed(side(tiers("drain")), side(tiers("move")), tiers("move")) == set()
+
+
+def test_a_kernel_without_our_list_frees_nothing() -> None:
+    router = router_of(isps_of(2) + LAN)
+    assert freed(Side(4, (), (), ()), side(router, "I2"), router) == set()
+
+
+def test_names_may_look_like_our_chains() -> None:
+    router = router_of(isps_of(2).replace('"I2"', '"MARK-I1"') + LAN)
+    assert freeing.listed(side(router, "MARK-I1").table("mangle"), "LSMPY-DOWN") == {"MARK-I1"}
+
+
+def test_connections_are_found_by_the_bits_that_are_ours_and_by_every_address() -> None:
+    router = router_of(
+        "[router]\nmark_mask = 0xff00\n" + isps_of(2).replace("10.0.2.1/24", "10.0.2.1/24', '10.0.2.3/24")
+    )
+    known = freeing.commands(router)
+    assert known[4, "I2"] == (
+        "conntrack -D -f ipv4 --mark 0x200/0xff00",
+        "conntrack -D -f ipv4 --reply-dst 10.0.2.1",
+        "conntrack -D -f ipv4 --reply-dst 10.0.2.3",
+        "conntrack -D -f ipv4 --mark 0x200/0xff00",
+    )
+    assert known[6, "I2"] == (
+        "conntrack -D -f ipv6 --mark 0x200/0xff00",
+        "conntrack -D -f ipv6 --reply-dst 2001:db8:2::1",
+        "conntrack -D -f ipv6 --mark 0x200/0xff00",
+    )
+
+
+def test_who_lacks_one_family_only_is_not_out_of_service() -> None:
+    router = router_of(isps_of(2) + LAN)
+    four, six = plan.build(router, {isp.name: state.judge("up") for isp in router.isps}, None).sides
+    down = plan.build(router, {"I1": state.judge("up"), "I2": state.judge("down")}, None).sides
+    assert freeing.out_of_service(router, {4: four, 6: down[1]}) == set()
+    assert freeing.out_of_service(router, {4: down[0], 6: down[1]}) == {"I2"}
+    assert freeing.out_of_service(router, {4: four, 6: six}) == set()
+
+
+def test_who_is_back_waits_unless_there_is_no_other() -> None:
+    router = router_of("[router]\nfailback_after_s = 60\n" + isps_of(2) + LAN)
+    up = {isp.name: state.judge("up") for isp in router.isps}
+    made = plan.build(router, up, None, waiting={"I2"})
+    assert made.summary == "up I1, down I2 (up again, and used when it was so for 60 s)"
+    alone = plan.build(router, up | {"I1": state.judge("down")}, None, waiting={"I2"})
+    assert alone.summary == "up I2, down I1 (its state file says 'down')"
+    assert plan.build(router, up, None, waiting={"I1", "I2"}).summary == "up I1 I2"
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "left"),
+    [
+        ("100.5\n", 100.5, 60.0),
+        ("100.5\n", 130.5, 30.0),
+        ("100.5\n", 1000.0, 0.0),
+        ("100.5\n", 5.0, 0.0),  # of before the machine was started again
+        ("", 5.0, 0.0),
+        (None, 5.0, 0.0),
+    ],
+)
+def test_the_first_minute_ends(
+    text: str | None, now: float, left: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(youth, "PATH", tmp_path / "first")
+    monkeypatch.setattr(youth, "_now", lambda: now)
+    if text is not None:
+        youth.PATH.write_text(text)
+    assert youth.left_s() == left
+    youth.begin()
+    assert youth.left_s() == 60.0
+
+
+def test_a_state_file_tells_for_how_long_it_was_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state.age_s(tmp_path, "ISP1") is None
+    state.write(state.state_path(tmp_path, "ISP1"), "up")
+    os.utime(state.state_path(tmp_path, "ISP1"), (1000, 1000))
+    for now, age in ((1030.0, 30.0), (1000.0, 0.0), (999.0, None)):
+        monkeypatch.setattr("time.time", lambda: now)  # noqa: B023
+        assert state.age_s(tmp_path, "ISP1") == age
