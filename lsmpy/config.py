@@ -105,6 +105,7 @@ class _Reader:
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
         options, rules = Options(**tables["router"]), Rules(**tables["rules"])
         checks.check(self.mistakes, isps, lans, options)
+        checks.check_prefixes(self.mistakes, isps, lans, options)
         checks.check_rules(self.mistakes, rules)
         if not probing:
             checks.check_router_part(self.mistakes, isps)

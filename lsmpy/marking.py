@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, netfilter, sources
+from lsmpy import choice, netfilter, npt, sources
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
@@ -65,8 +65,10 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
     pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
     # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
     ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
+    inward, found = npt.arrivals(router, isps if family == 6 else [], use.chosen, pre)
     before = [
         *_between_lans(pre, family, lans),
+        *inward,
         # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
         f"-A {pre} -j CONNMARK --restore-mark {masks}",
         f"-A {pre} -m mark ! --mark {unset} -j RETURN",
@@ -87,10 +89,10 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         Chain(out, None, (f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}",)),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
-    chains += sources.stops(isps, family)
+    chains += [*found, *sources.stops(isps, family)]
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
-        chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask)
+        chains += _mark_chains(isp, family, router.lans, f"{router.mark_value(isp):#x}", mask)
     if refusing:
         way = [*use.chosen, *isps][0]
         chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
@@ -156,7 +158,7 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain, Chain]:
+def _mark_chains(isp: Isp, family: Family, lans: tuple[Lan, ...], value: str, mask: int) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
     mine, unset = netfilter.bits(int(value, 16), mask), netfilter.bits(0, mask)
     marking = (
@@ -171,10 +173,10 @@ def _mark_chains(isp: Isp, family: Family, value: str, mask: int) -> tuple[Chain
         f"-A {out} -m connmark --mark {unset} -j CONNMARK --set-xmark {value}/{mask:#x}",
         f"-A {out} -m connmark ! --mark {mine} -j DROP",
     ]
-    return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, out)))
+    return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, lans, out)))
 
 
-def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
+def _refuse_untranslated(isp: Isp, family: Family, lans: tuple[Lan, ...], chain: str) -> list[str]:
     """Drop what NAT can no longer give this ISP's address: INVALID packets, connections older than our NAT (R2).
 
     Without any address that is everything, but for what asks for one (DHCP, DHCPv6).
@@ -185,6 +187,8 @@ def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
     asking = [f"-A {chain} -s {_LINK_LOCAL} -j RETURN"] if family == 6 else []
     if not isp.addresses(family):
         return [*(asking or [f"-A {chain} -s 0.0.0.0/32 -j RETURN"]), f"-A {chain} -j DROP"]
+    if kind in (npt.STATEFUL, npt.STATELESS):
+        return [*asking, *npt.admit(isp, lans, chain)]
     first, *others = isp.addresses(family)
     translated = f"! --ctrepldst {first.ip}" if kind == "snat" else "! --ctstate SNAT"
     # An address that was first before, and is deprecated now, still serves whom it was given to.
@@ -198,23 +202,26 @@ def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
     ]
 
 
-def nat(isps: list[Isp], family: Family) -> Table:
-    """The table that translates what leaves by each ISP, up or down."""
+def nat(isps: list[Isp], family: Family, lans: tuple[Lan, ...]) -> Table:
+    """The table that translates what leaves by each ISP, up or down, and what comes in for its prefixes."""
     chain = f"{PREFIX}POSTROUTING"
-    rules = [rule for isp in isps for rule in _translations(isp, family, chain)]
+    rules = [rule for isp in isps for rule in _translations(isp, family, lans, chain)]
     if not rules:
         return netfilter.table("nat")
     if family == 6:
         rules.insert(0, f"-A {chain} -s {_LINK_LOCAL} -j RETURN")  # DHCPv6 asks from such an address
     jump = Chain("POSTROUTING", None, (f"-A POSTROUTING -j {chain}",))
-    return netfilter.table("nat", [jump, Chain(chain, None, tuple(rules))])
+    leaving = netfilter.table("nat", [jump, Chain(chain, None, tuple(rules))])
+    return netfilter.merge(npt.inward(isps, lans), leaving) if family == 6 else leaving
 
 
 @lru_cache(maxsize=1024)
-def _translations(isp: Isp, family: Family, chain: str) -> tuple[str, ...]:
+def _translations(isp: Isp, family: Family, lans: tuple[Lan, ...], chain: str) -> tuple[str, ...]:
     kind = isp.nat.kind(family)
-    if kind == "none" or not isp.addresses(family):
+    if kind in ("none", npt.STATELESS) or not isp.addresses(family):
         return ()
+    if kind == npt.STATEFUL:
+        return tuple(npt.outward(isp, lans, chain))
     first, *others = isp.addresses(family)
     target = f"SNAT --to-source {first.ip}" if kind == "snat" else "MASQUERADE"
     # A service that is bound to another of the ISP's addresses keeps it.

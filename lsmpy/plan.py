@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, marking, netfilter, routing, sources
+from lsmpy import choice, marking, netfilter, npt, routing, sources
 from lsmpy.marking import Use
 from lsmpy.model import Family, Interface, Isp, Lan, Network, Options, Router, host
 from lsmpy.netfilter import Table
@@ -175,18 +175,20 @@ def _side(
     use = _use(router.options, isps, up, usable, strays)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
     refusing = bool(known) and not use.chosen and router.options.when_all_down == "unreachable"
+    six = isps if family == 6 else []
     own = {
-        "nat": marking.nat(isps, family),
+        "filter": netfilter.merge(
+            marking.refusals(router, family, isps), sources.refusals(isps, router.lans, family, usable)
+        ),
+        "nat": marking.nat(isps, family, router.lans),
         "mangle": marking.mangle(router, family, isps, use, mtus),
+        **({"raw": npt.untracked(six, router.lans)} if npt.stateless(six) else {}),
     }
-    names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
-    # The user's rules come first, so that they can make exceptions.
-    tables = [
-        netfilter.merge(extra.get(name, netfilter.table(name)), own.get(name, netfilter.table(name))) for name in names
-    ]
-    # Only what nobody could mean comes before them: they accept what comes from a LAN.
-    tables[0] = netfilter.merge(sources.refusals(isps, family, usable), tables[0])
-    tables[0] = netfilter.merge(marking.refusals(router, family, isps), tables[0])
+    names = dict.fromkeys((*OWN_TABLES, *own, *extra))
+    # The user's rules come first, so that they can make exceptions; but in filter they accept what comes from a LAN,
+    # and what is refused there nobody could mean.
+    both = ((name, own.get(name, netfilter.table(name)), extra.get(name, netfilter.table(name))) for name in names)
+    tables = [netfilter.merge(*(pair if name == "filter" else reversed(pair))) for name, *pair in both]
     return Side(
         family=family,
         tables=tuple(tables),
