@@ -70,7 +70,7 @@ def check_prefixes(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options
         if not (mistakes.any_replaced("address") or _bad_addresses(isp, *lans)):
             _check_places(mistakes, index, isp, lans)
     if any(isp.nat.ipv6 == npt.STATELESS for isp in isps):
-        _check_stateless(mistakes, [isp for isp in isps if _bad_addresses(isp) or isp.carries(6)], options)
+        _check_stateless(mistakes, [isp for isp in isps if _bad_addresses(isp) or isp.carries(6)], lans, options)
 
 
 def _are_prefixes(mistakes: Mistakes, index: int, isp: Isp) -> bool:
@@ -106,18 +106,18 @@ def _check_places(mistakes: Mistakes, index: int, isp: Isp, lans: list[Lan]) -> 
         )
         text += ": too small, or taken; give a shorter prefix, one more, or a LAN other addresses"
         mistakes.wrong("isp", index, "prefix", text)
-    for net in npt.networks(lans):
-        if isp.nat.ipv6 == npt.STATELESS and net.prefixlen > 64:
-            text = f'{kind} cannot translate {net}, which is smaller than /64; give "npt"'
-            mistakes.wrong("nat", None, "ipv6", text)
 
 
-def _check_stateless(mistakes: Mistakes, isps: list[Isp], options: Options) -> None:
+def _check_stateless(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
     """Add to the `mistakes` what needs to know a packet's connection."""
     possible = 'possible with it are a tier for each ISP, or balance = "hash"; "npt" works with everything'
     if {isp.nat.ipv6 for isp in isps} != {npt.STATELESS}:
         text = '"npt-stateless" is for all ISPs or for none: what conntrack does not see, none can translate otherwise'
         mistakes.wrong("nat", None, "ipv6", text)
+    for net in () if _bad_addresses(*lans) else npt.networks(lans):
+        if net.prefixlen > 64:
+            text = f'"npt-stateless" cannot translate {net}, which is smaller than /64; give "npt"'
+            mistakes.wrong("nat", None, "ipv6", text)
     if choice.by_rule(isps) or mistakes.any_replaced("balance", "tier"):
         return
     if options.balance != "hash":

@@ -154,6 +154,8 @@ def _verdict(
         for family, lack in zip(families, lacks, strict=True)
         if lack and isp.addresses(family)
     ]
+    prefixes = ", ".join(isp.prefix) or "no prefix"
+    partly += [f"without IPv6 of {net}: {prefixes} has no place for it" for net in npt.homeless(isp, router.lans)]
     return Verdict(isp.name, True, ", ".join(partly), broken=bool(partly))
 
 
