@@ -37,10 +37,11 @@ def configuration(
         backend: the iptables.
         router: more lines of the [router] table.
         more: more tables.
-        prefix: what each ISP routes to the router, with {} for its number.
+        prefix: what each ISP routes to the router, with {} for its number; something, if NPT needs it.
         lans: the router's IPv6 addresses in each LAN, with {} for its number. If left out they are provider
             independent without NAT, and with NAT nobody's outside.
     """
+    prefix = prefix or ("2001:db8:10{}::/48" if ipv6.startswith("npt") else "")
     lans = lans or ["2001:db8:a:{}::1/64" if ipv6 == "none" else "fd00:a:0:{}::1/64"]
     tables = [f'[router]\niptables = "{backend}"\n{router}\n[nat]\nipv6 = "{ipv6}"\n']
     for number, weight in enumerate(weights, 1):
