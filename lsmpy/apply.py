@@ -33,7 +33,7 @@ from lsmpy.kernel import Backend, KernelError, Refusal, RefusedError
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import Link, Route
+from lsmpy.routing import LOCAL_DEFAULT, Link, Route
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
         warnings += [f"{v.isp}: {v.why}" for v in done.verdicts if v.isp in scene.waiting and not v.up]
         warnings += _not_ready(scene.router)
-        again_s = _soonest(scene.waiting, youth.left_s())
+        again_s = min(filter(None, (*scene.waiting.values(), youth.left_s())), default=None)
         return Outcome(done, changed, tuple(warnings), _switched(scene, done), again_s)
 
 
@@ -216,10 +216,6 @@ def _waiting(
         if states[name].up and not states[name].force and age is not None and age < router.options.failback_after_s:
             lacks[name] = router.options.failback_after_s - age
     return lacks
-
-
-def _soonest(waiting: Mapping[str, float], grace_s: float) -> float | None:
-    return min(filter(None, (*waiting.values(), grace_s)), default=None)
 
 
 def rule_files(router: Router, family: Family) -> dict[str, Table]:
@@ -363,7 +359,7 @@ def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) 
             raise KernelError(f"the kernel refuses the rule '{refusal.item.words()}': {refusal.why}")
         warnings.append(f"the kernel refuses the route '{refusal.item.words()}': {refusal.why}")
         for isp in router.isps:
-            if refusal.item.device == isp.interface:
+            if refusal.item.device == isp.interface and refusal.item.table != LOCAL_DEFAULT:
                 refused[isp.name] = f"the kernel refuses its route: {refusal.why}"
     return refused
 

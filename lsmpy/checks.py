@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 from lsmpy import choice, npt, shares
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import AUTO, FAMILIES, NONE, Addressed, Isp, Lan, Network, Options, Rules, lowest_bit, parse_check
+from lsmpy.model import (
+    AUTO,
+    FAMILIES,
+    NONE,
+    Addressed,
+    Isp,
+    Lan,
+    Network,
+    Options,
+    Policy,
+    Rules,
+    lowest_bit,
+    parse_check,
+    parse_ports,
+)
+from lsmpy.routing import LOCAL_DEFAULT
 
 
 def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
@@ -30,6 +46,9 @@ def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options
                     mistakes.wrong(table, index, "address", f"{text} is {owner}'s already; give each its own")
     for index, isp in enumerate(isps):
         _check_isp(mistakes, index, isp)
+        if isp.table == LOCAL_DEFAULT and options.local_traffic == "balance":
+            text = f'{isp.table} is what local_traffic = "balance" uses; give another one'
+            mistakes.wrong("isp", index, "table", text)
     if options.balance == "nth" and not mistakes.any_replaced("balance", "weight", "tier"):
         _check_weights(mistakes, isps)
 
@@ -51,7 +70,9 @@ def check_rules(mistakes: Mistakes, rules: Rules) -> None:
             mistakes.wrong("rules", None, "after", f"{shown(text)} is no absolute path; give a program's whole path")
 
 
-def check_prefixes(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
+def check_prefixes(
+    mistakes: Mistakes, isps: list[Isp], lans: list[Lan], policies: list[Policy], options: Options
+) -> None:
     """Add to the `mistakes` prefixes that are none or somebody else's, and what cannot be translated to them."""
     good = [_are_prefixes(mistakes, index, isp) for index, isp in enumerate(isps)]
     if not all(good):
@@ -71,6 +92,9 @@ def check_prefixes(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options
             _check_places(mistakes, index, isp, lans)
     if any(isp.nat.ipv6 == npt.STATELESS for isp in isps):
         _check_stateless(mistakes, [isp for isp in isps if _bad_addresses(isp) or isp.carries(6)], lans, options)
+        for index, _ in enumerate(policies):
+            text = 'needs to know of connections, and "npt-stateless" forgets each packet; leave it out, or give "npt"'
+            mistakes.wrong("policy", index, "", text)
 
 
 def _are_prefixes(mistakes: Mistakes, index: int, isp: Isp) -> bool:
@@ -128,6 +152,69 @@ def _check_stateless(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], optio
         mistakes.wrong("router", None, "mark_mask", text)
 
 
+def check_policies(
+    mistakes: Mistakes, policies: list[Policy], isps: list[Isp], lans: list[Lan], options: Options
+) -> None:
+    """Add to the `mistakes` what does not fit together in the policies, and with the rest."""
+    _unique(mistakes, "policy", policies, ("name",))
+    names = {"use": [isp.name for isp in isps], "lan": [lan.name for lan in lans]}
+    for index, policy in enumerate(policies):
+        for key, texts in (("use", policy.use), ("lan", policy.lan)):
+            for text in dict.fromkeys(texts):
+                known_all = not mistakes.any_replaced("name") and mistakes.usable("policy", index, key)
+                if text not in names[key] and known_all:
+                    known = ", ".join(names[key]) or "none"
+                    mistakes.wrong("policy", index, key, f"{shown(text)} is not configured; known are {known}")
+        if not policy.use and mistakes.usable("policy", index, "use"):
+            mistakes.wrong("policy", index, "use", "is empty; name the ISPs for this traffic, the preferred first")
+        _check_networks(mistakes, index, policy)
+        _check_ports(mistakes, index, policy)
+        matches = (policy.to, policy.from_, policy.lan, policy.protocol, policy.ports)
+        if (
+            not any(matches)
+            and index < len(policies) - 1
+            and not mistakes.any_replaced("to", "from", "lan", "protocol")
+        ):
+            text = "matches everything, so that no policy after it is ever used; put it last, or give to, from or lan"
+            mistakes.wrong("policy", index, "name", text)
+    highest = options.mark_mask // lowest_bit(options.mark_mask)
+    if any(policy.otherwise == "unreachable" for policy in policies):
+        for index, isp in enumerate(isps):
+            if isp.mark == highest:
+                text = f'{isp.mark} is needed for what a policy\'s otherwise = "unreachable" refuses; give another mark'
+                mistakes.wrong("isp", index, "mark", text)
+
+
+def _check_networks(mistakes: Mistakes, index: int, policy: Policy) -> None:
+    families: dict[str, set[int]] = {"to": set(), "from": set()}
+    for key, texts in (("to", policy.to), ("from", policy.from_)):
+        for text in texts:
+            if _parses(ip_network, text):
+                network = ip_network(text)
+                families[key].add(network.version)
+                if network.version == 6 and network.prefixlen and not int(network.network_address) >> 96:
+                    mistakes.wrong("policy", index, key, f"{text} is no network of the internet; give IPv4 as such")
+            elif _is_interface(text):
+                text = f"{text} has bits beyond its prefix; write {ip_interface(text).network}"
+                mistakes.wrong("policy", index, key, text)
+            else:
+                mistakes.wrong("policy", index, key, f'{shown(text)} is no network; give one such as "198.51.100.0/24"')
+    if families["to"] and families["from"] and not families["to"] & families["from"]:
+        text = "is of another family than to, so that nothing matches; give networks of one family"
+        mistakes.wrong("policy", index, "from", text)
+
+
+def _check_ports(mistakes: Mistakes, index: int, policy: Policy) -> None:
+    for item in policy.ports:
+        if not _parses(parse_ports, item):
+            text = f'{shown(item)} is no port; give one from 1 to 65535, or a range such as "5060-5080"'
+            mistakes.wrong("policy", index, "ports", text)
+    without = [each for each in policy.protocol if each not in ("tcp", "udp", "sctp")]
+    if policy.ports and (without or not policy.protocol) and mistakes.usable("policy", index, "protocol"):
+        text = f"{without[0]} has no ports" if without else "needs to know of which protocol"
+        mistakes.wrong("policy", index, "ports", f'{text}; give protocol = "tcp", "udp" or both')
+
+
 def _check_mask(mistakes: Mistakes, isps: list[Isp], mask: int) -> None:
     values = mask // lowest_bit(mask)
     if values & (values + 1):
@@ -138,7 +225,7 @@ def _check_mask(mistakes: Mistakes, isps: list[Isp], mask: int) -> None:
             mistakes.wrong("isp", index, "mark", text)
 
 
-def _unique(mistakes: Mistakes, table: str, items: list[Isp] | list[Lan], keys: tuple[str, ...]) -> None:
+def _unique(mistakes: Mistakes, table: str, items: Sequence[Isp | Lan | Policy], keys: tuple[str, ...]) -> None:
     for key in keys:
         seen: dict[object, str] = {}
         for index, item in enumerate(items):
@@ -258,7 +345,7 @@ def _is_interface(text: str) -> bool:
     return "%" not in text and _parses(ip_interface, text)
 
 
-def _parses(parse: Callable[[str], object], text: str) -> bool:
+def _parses(parse: Callable[[Any], object], text: object) -> bool:
     try:
         parse(text)
     except ValueError:

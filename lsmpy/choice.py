@@ -15,6 +15,7 @@ from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain
 from lsmpy.tree import Block
 
+OWN = f"{PREFIX}CHOOSE"  # the choice for what the router itself begins
 BY_HASH = f"{PREFIX}HASH"  # the chain that finds the ISP of a pair
 _RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
 _SEED = 0x6C736D70  # of the hash; always the same, so that a pair keeps its ISP over restarts and changes of all else
@@ -33,7 +34,7 @@ def by_rule(isps: list[Isp]) -> bool:
 
 
 def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], candidates: Isps) -> list[Chain]:
-    """One chain of choices for each LAN, and what they share.
+    """One chain of choices for each LAN, one for the router itself if it is balanced, and what they share.
 
     Args:
         router: the configuration.
@@ -42,7 +43,7 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
         isps: those that carry it.
         candidates: those of them that may get new connections now; all of one tier.
     """
-    names = [f"CHOOSE-{lan.name}" for lan in lans]
+    names = [f"CHOOSE-{lan.name}" for lan in lans] + [OWN] * (router.options.local_traffic == "balance")
     if by_rule(isps):
         return []
     if not candidates:

@@ -12,17 +12,16 @@ from msgspec import Meta, Struct
 
 from lsmpy import ConfigError, checks
 from lsmpy.mistakes import Mistakes, shown
-from lsmpy.model import DEFAULT_STATE_DIR, Isp, Lan, Nat, Options, Probe, Router, Rules
+from lsmpy.model import DEFAULT_STATE_DIR, Isp, Lan, Nat, Options, Policy, Probe, Router, Rules
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 
 # What the contract promises and a later version brings: refused loudly, never ignored.
 _LATER: dict[str, tuple[object, ...]] = {
     "router.flush": ("own",),
-    "router.local_traffic": ("balance",),
 }
-_LATER_KEYS = {"policy", "events"}
-_SINGLE_OR_LIST = {"address", "gateway", "prefix", "check"}
+_LATER_KEYS = {"events"}
+_SINGLE_OR_LIST = {"address", "gateway", "prefix", "check", "use", "to", "from", "lan", "protocol", "ports"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat}
 
 
@@ -93,11 +92,14 @@ class _Reader:
 
     def router(self, probing: bool) -> Router:
         raw = self.raw
-        self._unknown("", raw, {"state_dir", "isp", "lan", *_TABLES, *_LATER_KEYS})
+        self._unknown("", raw, {"state_dir", "isp", "lan", "policy", *_TABLES, *_LATER_KEYS})
         tables = {name: self._fields(kind, name, None, raw.get(name, {})) for name, kind in _TABLES.items()}
         defaults = {name: tables[name] for name in ("probe", "nat")}
         isps = [self._isp(index, item, defaults) for index, item in enumerate(self._items("isp"))]
         lans = [Lan(**self._fields(Lan, "lan", index, item)) for index, item in enumerate(self._items("lan"))]
+        policies = [
+            Policy(**self._fields(Policy, "policy", index, item)) for index, item in enumerate(self._items("policy"))
+        ]
         if not isps:
             self.mistakes.wrong("", None, "isp", "no ISP is configured; add an [[isp]] table for each provider")
         state_dir = raw.get("state_dir", DEFAULT_STATE_DIR)
@@ -105,8 +107,9 @@ class _Reader:
             self.mistakes.wrong("", None, "state_dir", f"expected an absolute path, got {shown(state_dir)}")
         options, rules = Options(**tables["router"]), Rules(**tables["rules"])
         checks.check(self.mistakes, isps, lans, options)
-        checks.check_prefixes(self.mistakes, isps, lans, options)
+        checks.check_prefixes(self.mistakes, isps, lans, policies, options)
         checks.check_rules(self.mistakes, rules)
+        checks.check_policies(self.mistakes, policies, isps, lans, options)
         if not probing:
             checks.check_router_part(self.mistakes, isps)
         self.mistakes.tell()
@@ -116,6 +119,7 @@ class _Reader:
             state_dir=state_dir,
             options=options,
             rules=rules,
+            policies=tuple(policies),
             warnings=tuple(self.mistakes.warnings),
         )
 
@@ -142,30 +146,30 @@ class _Reader:
             self.mistakes.wrong(table, index, "", f"expected a table, got {shown(raw)}")
             raw = {}
         nested = {"probe", "nat"} if kind is Isp else set()
-        self._unknown(table, raw, set(kind.__struct_fields__), index)
+        self._unknown(table, raw, set(kind.__struct_encode_fields__), index)
         hints = get_type_hints(kind, include_extras=True)
-        required = {f.name for f in msgspec.structs.fields(kind) if f.required}
         good: dict[str, Any] = {}
-        for key in kind.__struct_fields__:
+        for field in msgspec.structs.fields(kind):
+            key, name, hint = field.encode_name, field.name, hints[field.name]
             if key in nested:
                 continue
             if key not in raw:
-                if key in required:
-                    self.mistakes.wrong(table, index, key, f"is missing; give {_expected(hints[key])}", at="")
+                if field.required:
+                    self.mistakes.wrong(table, index, key, f"is missing; give {_expected(hint)}", at="")
                     self.mistakes.replaced(table, index, key)
-                    good[key] = _stand_in(table, index, key)
+                    good[name] = _stand_in(table, index, key)
                 continue
             value = raw[key]
-            if key in _SINGLE_OR_LIST and isinstance(value, str):
+            if key in _SINGLE_OR_LIST and isinstance(value, str | int):
                 value = [value]
             try:
-                good[key] = msgspec.convert(value, hints[key])
+                good[name] = msgspec.convert(value, hint)
             except msgspec.ValidationError:
-                self.mistakes.wrong(table, index, key, f"expected {_expected(hints[key])}, got {shown(raw[key])}")
+                self.mistakes.wrong(table, index, key, f"expected {_expected(hint)}, got {shown(raw[key])}")
                 self.mistakes.replaced(table, index, key)
-                good.update({key: _stand_in(table, index, key)} if key in required else {})
+                good.update({name: _stand_in(table, index, key)} if field.required else {})
                 continue
-            self._later(table, index, key, good[key])
+            self._later(table, index, key, good[name])
         return good
 
     def _later(self, table: str, index: int | None, key: str, value: object) -> None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, netfilter, npt, sources
+from lsmpy import choice, netfilter, npt, policies, sources
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
@@ -21,12 +21,14 @@ class Use(Struct, frozen=True):
     """What becomes of the connections of one family.
 
     Attributes:
-        chosen: the ISPs that get new ones, all of one tier.
+        usable: the ISPs that may get new ones.
+        chosen: those of them that get what is balanced, all of one tier.
         down: those that are out of service while others are not.
         left: those of a worse tier than the chosen ones, if their connections are to move; None if they may stay.
         strays: whether new ones may begin in mid-stream.
     """
 
+    usable: tuple[Isp, ...]
     chosen: tuple[Isp, ...]
     down: tuple[Isp, ...] = ()
     left: tuple[Isp, ...] | None = None
@@ -45,7 +47,8 @@ class OwnChains(Struct, frozen=True):
 def own_chains(router: Router) -> OwnChains:
     """The names of all our chains."""
     of_isps = (f"{kind}-{isp.name}" for kind in ("MARK", "OUT") for isp in router.isps)
-    return OwnChains(frozenset((*of_isps, *(f"CHOOSE-{lan.name}" for lan in router.lans))))
+    of_lans = (f"CHOOSE-{lan.name}" for lan in router.lans)
+    return OwnChains(frozenset((*of_isps, *of_lans, *(f"POLICY-{policy.name}" for policy in router.policies))))
 
 
 def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapping[str, int] | None = None) -> Table:
@@ -62,43 +65,64 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
     unset = netfilter.bits(0, mask)
     lans = [lan for lan in router.lans if family in lan.families]
     refusing = not use.strays and _translates(isps, family)
-    pre, out, post = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
+    pre, out, post, local = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING", "LOCAL"))
+    known = f"-m mark ! --mark {unset} -j RETURN"
     # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
     ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
+    balancing = not choice.by_rule(isps)
+
+    def deciding(chain: str, whose: Mapping[str, str]) -> list[str]:
+        """What becomes of new packets that come by any of these ways, each with its chain of choices."""
+        rules = [f"-A {chain} {way}{netfilter.MID_STREAM} -g {_STRAY}" for way in whose if refusing]
+        if router.policies or balancing:
+            rules += [f"-A {chain} -m addrtype --dst-type {each} -j RETURN" for each in ours]
+            rules += sources.choices(isps, family, chain)
+        if router.policies:
+            rules += [f"-A {chain} {way}-j {policies.ENTRY}" for way in whose]
+        if router.policies and balancing:
+            rules.append(f"-A {chain} {known}")
+        return rules + [f"-A {chain} {way}-g {chosen}" for way, chosen in whose.items() if balancing]
+
     inward, found = npt.arrivals(router, isps if family == 6 else [], use.chosen, pre)
     before = [
         *_between_lans(pre, family, lans),
         *inward,
         # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
         f"-A {pre} -j CONNMARK --restore-mark {masks}",
-        f"-A {pre} -m mark ! --mark {unset} -j RETURN",
+        f"-A {pre} {known}",
         # What conntrack calls INVALID takes no slot.
         f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
-        *(f"-A {pre} -i {lan.interface} {netfilter.MID_STREAM} -g {_STRAY}" for lan in lans if refusing),
+        *deciding(pre, {f"-i {lan.interface} ": f"CHOOSE-{lan.name}" for lan in lans}),
     ]
-    if not choice.by_rule(isps):
-        before += [f"-A {pre} -m addrtype --dst-type {each} -j RETURN" for each in ours]
-        before += sources.choices(isps, family, pre)
-        before += [f"-A {pre} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans]
+    begun = npt.answers(isps if family == 6 else [], router.lans, use.chosen, out)
+    begun += [f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}"]
+    own = deciding(local, {"": choice.OWN}) if router.options.local_traffic == "balance" else []
+    if own:
+        begun += [f"-A {out} {known}", f"-A {out} -m conntrack ! --ctstate NEW -j RETURN"]
+        begun += [f"-A {out} -o {isp.interface} -g {local}" for isp in isps]
+        # Who is bound to an ISP's address has chosen.
+        bound = [each for isp in isps for each in isp.addresses(family)]
+        own = [*(f"-A {local} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in bound), *own]
     chains = [
         Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
         Chain("OUTPUT", None, (f"-A OUTPUT -j {out}",)),
         Chain("POSTROUTING", None, (f"-A POSTROUTING -j {post}",)),
         Chain(pre, None, tuple(before)),
-        Chain(out, None, (f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}",)),
+        Chain(out, None, tuple(begun)),
+        *([Chain(local, None, tuple(own))] if own else []),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
     chains += [*found, *sources.stops(isps, family)]
+    chains += policies.chains(router, family, {isp.name for isp in use.usable})
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
         chains += _mark_chains(isp, family, router.lans, f"{router.mark_value(isp):#x}", mask)
     if refusing:
         way = [*use.chosen, *isps][0]
         chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
-    for name, listed in ((DOWN, use.down), (LEFT, use.left)):
-        if listed is not None:
-            chains.append(Chain(name, None, tuple(f"-A {name} -j MARK-{isp.name}" for isp in listed)))
+    lists = {DOWN: use.down} | ({} if use.left is None else {LEFT: use.left})
+    chains += [Chain(name, None, tuple(f"-A {name} -j MARK-{isp.name}" for isp in of)) for name, of in lists.items()]
     return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, use.chosen)])
 
 
@@ -113,9 +137,12 @@ def refusals(router: Router, family: Family, isps: list[Isp]) -> Table:
     if not _translates(isps, family):
         return netfilter.table("filter")
     unset = netfilter.bits(0, router.options.mark_mask)
-    stray = f"-A FORWARD -p tcp -m mark ! --mark {unset} -m connmark --mark {unset} -j {_STRAY}"
+    unmarked = f"-m mark ! --mark {unset} -m connmark --mark {unset}"
+    stray = f"{netfilter.MID_STREAM} -m conntrack --ctstate NEW {unmarked} -j {_STRAY}"
+    hooks = ["FORWARD"] + ["OUTPUT"] * (router.options.local_traffic == "balance")
     told = tuple(f"-A {_STRAY} -o {isp.interface} -p tcp -j REJECT --reject-with tcp-reset" for isp in isps)
-    return netfilter.table("filter", [Chain("FORWARD", None, (stray,)), Chain(_STRAY, None, told)])
+    found = (Chain(hook, None, (f"-A {hook} {stray}",)) for hook in hooks)
+    return netfilter.table("filter", [*found, Chain(_STRAY, None, told)])
 
 
 def _translates(isps: list[Isp], family: Family) -> bool:

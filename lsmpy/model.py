@@ -28,6 +28,13 @@ Count = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 
 Milliseconds = Annotated[int, Meta(ge=10, le=3_600_000, description="milliseconds, from 10 to 3600000")]
 Limit = Annotated[int, Meta(ge=0, le=3_600_000, description="milliseconds, from 0 (none) to 3600000")]
 Wait = Annotated[int, Meta(ge=0, le=86_400, description="seconds, from 0 to 86400")]
+Protocols = Annotated[
+    tuple[Literal["tcp", "udp", "sctp", "icmp", "esp", "ah"], ...],
+    Meta(description='"tcp", "udp", "sctp", "icmp", "esp", "ah" or a list of them'),
+]
+Ports = Annotated[
+    tuple[int | str, ...], Meta(description='a destination port, a range such as "5060-5080" or a list of them')
+]
 Positive = Annotated[int, Meta(ge=1, le=0xFFFFFFFF, description="a whole number from 1")]
 
 
@@ -146,6 +153,44 @@ class Lan(Addressed, frozen=True, kw_only=True):
     """One network whose new connections are balanced."""
 
 
+class Policy(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """Traffic that is not balanced: new connections of LANs that match all that is given, in lists any of it.
+
+    Attributes:
+        to, from_, lan, protocol, ports: what matches; empty for any.
+        use: names of ISPs, of which the first that is up is used.
+        otherwise: what becomes of the traffic while none of them is: balanced, or the sender is told.
+    """
+
+    name: Name
+    use: tuple[str, ...]
+    to: tuple[str, ...] = ()
+    from_: tuple[str, ...] = ()
+    lan: tuple[str, ...] = ()
+    protocol: Protocols = ()
+    ports: Ports = ()
+    otherwise: Literal["balance", "unreachable"] = "balance"
+
+    def targets(self, family: Family) -> tuple[Network, ...]:
+        """The networks of one family that it is about; those of `to` without overlaps, or everything."""
+        return _networks(self.to, family)
+
+    def sources(self, family: Family) -> tuple[Network, ...]:
+        """The same for `from`."""
+        return _networks(self.from_, family)
+
+    @property
+    def port_ranges(self) -> tuple[tuple[int, int], ...]:
+        """First and last of each range of `ports`, in order; those that overlap are one."""
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted(map(parse_ports, self.ports)):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = merged[-1][0], max(last, merged[-1][1])
+            else:
+                merged.append((first, last))
+        return tuple(merged)
+
+
 class Options(Struct, frozen=True):
     """The `[router]` table.
 
@@ -186,6 +231,7 @@ class Router(Struct, frozen=True, kw_only=True):
     state_dir: str = DEFAULT_STATE_DIR
     options: Options = Options()
     rules: Rules = Rules()
+    policies: tuple[Policy, ...] = ()
     warnings: tuple[str, ...] = ()
     without: tuple[Family, ...] = ()  # that the machine does not have
 
@@ -202,6 +248,12 @@ class Router(Struct, frozen=True, kw_only=True):
         """The bits of `isp`'s mark where `mark_mask` puts them."""
         return isp.mark * lowest_bit(self.options.mark_mask)
 
+    @property
+    def refusal(self) -> int:
+        """The mark of what no ISP shall carry, all bits of `mark_mask`; 0 if no policy would have anything refused."""
+        refuses = any(policy.otherwise == "unreachable" for policy in self.policies)
+        return self.options.mark_mask if refuses else 0
+
 
 # The next hop where packets go straight into the interface.
 NOWHERE: Mapping[Family, Address] = {4: ipaddress.IPv4Address(0), 6: ipaddress.IPv6Address(0)}
@@ -217,6 +269,13 @@ def _interfaces(texts: tuple[str, ...], family: Family) -> tuple[Interface, ...]
 @lru_cache(maxsize=1024)
 def _prefixes(texts: tuple[str, ...]) -> tuple[Network, ...]:
     return tuple(map(ipaddress.ip_network, texts))
+
+
+def _networks(texts: tuple[str, ...], family: Family) -> tuple[Network, ...]:
+    if not texts:
+        return (ipaddress.ip_network("0.0.0.0/0" if family == 4 else "::/0"),)
+    networks = [each for each in map(ipaddress.ip_network, texts) if each.version == family]
+    return tuple(ipaddress.collapse_addresses(networks))  # type: ignore[type-var]  # all of one family
 
 
 @lru_cache(maxsize=1024)
@@ -249,6 +308,19 @@ def parse_check(text: str) -> Check:
     if url.scheme == "dns" and len(name) <= 253 and all(0 < len(each) <= 63 and each.isascii() for each in labels):
         return Check("dns", address, port or 53, name)
     raise ValueError(text)
+
+
+def parse_ports(item: int | str) -> tuple[int, int]:
+    """First and last of one item of `ports`.
+
+    Raises:
+        ValueError: it is neither a port nor a range of them.
+    """
+    first, _, last = str(item).partition("-")
+    ports = int(first), int(last or first)
+    if not 1 <= ports[0] <= ports[1] <= 0xFFFF:
+        raise ValueError(item)
+    return ports
 
 
 @lru_cache(maxsize=1024)

@@ -174,6 +174,14 @@ def arrivals(router: Router, isps: Sequence[Isp], chosen: Sequence[Isp], chain: 
     return rules, chains
 
 
+def answers(isps: Sequence[Isp], lans: tuple[Lan, ...], chosen: Sequence[Isp], chain: str) -> list[str]:
+    """The rules of mangle by which what the router itself sends from a LAN's address is hashed as well."""
+    if not stateless(isps) or not chosen or choice.by_rule(list(isps)):
+        return []
+    ways = [f"-s {net} -o {isp.interface}" for isp in isps for net in networks(lans)]
+    return [f"-A {chain} {way} -m conntrack --ctstate UNTRACKED -g {choice.BY_HASH}" for way in ways]
+
+
 def _answerable(router: Router, isp: Isp) -> Chain:
     """What has come by an ISP is hashed as its answer will be, and put back if that is another ISP's."""
     name = f"{PREFIX}IN-{isp.name}"

@@ -21,7 +21,7 @@ from lsmpy.state import Status
 # `flush = "all"` rebuilds these whole; a [rules] file may add others.
 OWN_TABLES = ("filter", "nat", "mangle")
 # Priorities of our rules, before main's 32766.
-FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE = range(20000, 20005)
+FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE, LOCAL = range(20000, 20006)
 _NONE_UP = {
     "all": "every one that is there is used",
     "flush": "new connections go by the main table",
@@ -194,7 +194,7 @@ def _side(
     return Side(
         family=family,
         tables=tuple(tables),
-        routes=tuple(_routes(router, family, isps, links)),
+        routes=(*_routes(router, family, isps, links), *_local_default(router, family, isps, use.chosen, links)),
         rules=(*_rules(router, family, isps, use.chosen, links), *(_refusals(router.lans) if refusing else ())),
     )
 
@@ -217,6 +217,7 @@ def _use(options: Options, isps: list[Isp], up: list[Isp], usable: list[Isp], st
     """New connections are for the best tier that may be used. With none up none is out of service: where to go?"""
     best = min((isp.tier for isp in usable), default=1)
     return Use(
+        usable=tuple(usable),
         chosen=tuple(isp for isp in usable if isp.tier == best),
         down=tuple(isp for isp in isps if up and isp not in up),
         left=tuple(isp for isp in isps if up and isp.tier > best) if options.failback == "move" else None,
@@ -246,18 +247,45 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
         number, own = int(isp.table), _local((isp,), family, links)
         for target, (device, source) in (own | {net: way for net, way in lans.items() if net not in own}).items():
             yield routing.unicast(family, number, target, device, None, source)
-        # One that has only lost its carrier keeps its default, for the moment in which the cable is back.
-        hop = isp.next_hop(family)
-        if hop is not None and _leads(isp, family, links):
-            via = None if hop.is_unspecified else host(hop)
-            yield routing.unicast(family, number, "default", isp.interface, via, None)
+        yield from _default(isp, family, number, links)
         yield routing.unreachable(family, number)
 
 
 def _leads(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> bool:
-    """Whether the ISP's table has a default route."""
+    """Whether there is a way out by an ISP."""
     first = isp.addresses(family)[:1]
     return isp.next_hop(family) is not None and any(_has(isp.interface, each, links) for each in first)
+
+
+def _default(
+    isp: Isp, family: Family, table: int, links: Mapping[str, Link] | None, source: str | None = None
+) -> Iterable[Route]:
+    """The way out by an ISP. One that has only lost its carrier keeps it, for the moment in which the cable is back."""
+    hop = isp.next_hop(family)
+    if hop is not None and _leads(isp, family, links):
+        via = None if hop.is_unspecified else host(hop)
+        yield routing.unicast(family, table, "default", isp.interface, via, source)
+
+
+def _local_default(
+    router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
+) -> Iterable[Route]:
+    """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN.
+
+    connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
+    it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
+    LANs. (Where the LANs have addresses of ISPs alone, it has that ISP's own.) Main's own default is left as it is,
+    whoever made it: the rule to this table stands before it. There is no `unreachable` at the end, so that a socket
+    bound to a device of others still finds their default in main.
+    """
+    if router.options.local_traffic == "main":
+        return
+    held = [net for isp in isps for net in sources.owned(isp, family)]
+    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family))
+    free = ((device, each) for device, each in lans if not any(each.ip in net for net in held))
+    source = next((host(each) for device, each in free if _has(device, each, links)), None)
+    for isp in candidates[:1]:
+        yield from _default(isp, family, routing.LOCAL_DEFAULT, links, source)
 
 
 def _local(
@@ -304,6 +332,10 @@ def _rules(
     yield from _by_network(isps, family, links)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
+    if router.refusal:
+        yield Rule(BY_MARK, routing.fwmark(router.refusal, router.options.mark_mask), routing.REFUSED)
+    if router.options.local_traffic == "balance":
+        yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
     if candidates and choice.by_rule(isps):
         for lan in router.lans:
             if family in lan.families:

@@ -12,9 +12,10 @@ from lsmpy.model import NOWHERE, Family
 # Marks what is ours in routes and rules, as routing daemons do (rt_protos); free in iproute2's list.
 PROTOCOL = 76
 MAIN, REFUSED = 254, 0  # the second is no table
+LOCAL_DEFAULT = PROTOCOL  # the table with the default route of what the router itself begins
 LAST_METRIC = 0xFFFFFFFF
 _IPV6_METRIC = 1024  # what the kernel gives an IPv6 route without a metric
-UNICAST, UNREACHABLE = "1", "7"  # rtm_type, rtnetlink(7)
+UNICAST, UNREACHABLE, PROHIBIT = "1", "7", "8"  # rtm_type, rtnetlink(7)
 _KINDS = {UNREACHABLE: "unreachable"}
 
 
@@ -61,7 +62,8 @@ class Route(Struct, frozen=True, rename=_NAMES):
 class Rule(Struct, frozen=True):
     """One rule of policy routing: at `priority`, what `selector` matches is looked up in `table`.
 
-    With `REFUSED` for a table it is not looked up: its sender is told that there is no way (ICMP unreachable).
+    With `REFUSED` for a table it is not looked up, but its sender is told that it is prohibited. That there is no way
+    ("unreachable") a UDP socket would not be told (icmp_err_convert in net/ipv4/icmp.c), and would wait.
     """
 
     priority: int
@@ -72,7 +74,7 @@ class Rule(Struct, frozen=True):
 
     def words(self) -> str:
         """The arguments of `ip rule add` and `ip rule del`."""
-        action = "unreachable" if self.table == REFUSED else f"lookup {self.table}"
+        action = "prohibit" if self.table == REFUSED else f"lookup {self.table}"
         parts = [f"pref {self.priority}", self.selector or "from all", action]
         parts += ["suppress_prefixlength 0"] if self.suppress_default else []
         parts += [f"protocol {self.protocol}"] if self.protocol else []

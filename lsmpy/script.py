@@ -39,7 +39,7 @@ only_rules() {
 # Removes from the routing table $2 what has another target or metric than those on standard input.
 only_routes() {
     wanted=$(cat)
-    ip "$1" -N route show table "$2" | sed -E 's/ (linkdown|dead|pref [a-z]+|error -?[0-9]+)//g; s/ *$//' |
+    ip "$1" -N route show table "$2" 2>/dev/null | sed -E 's/ (linkdown|dead|pref [a-z]+|error -?[0-9]+)//g; s/ *$//' |
         while read -r route; do
             target=${route#[0-9] }
             case $route in
@@ -103,7 +103,9 @@ def _free(side: Side, commands: Commands) -> Iterable[str]:
 
 
 def _stale(side: Side) -> Iterable[str]:
-    numbers = sorted({route.table for route in side.routes})
+    # Who goes by a rule may have no route at the moment.
+    looked_up = {rule.table for rule in side.rules} - {routing.MAIN, routing.REFUSED}
+    numbers = sorted(looked_up | {route.table for route in side.routes})
     yield _input(f"only_rules -{side.family} '{'|'.join(map(str, numbers))}'", _lines(_printed_rules(side)))
     for number in numbers:
         keys = sorted({f"{route.target} {route.metric}" for route in side.routes if route.table == number})
@@ -115,7 +117,7 @@ def _printed_rules(side: Side) -> Iterable[str]:
     for rule in side.rules:
         selector = rule.selector if rule.selector.startswith("from") else f"from all {rule.selector}".strip()
         suppress = " suppress_prefixlength 0" if rule.suppress_default else ""
-        action = routing.UNREACHABLE if rule.table == routing.REFUSED else f"lookup {rule.table}"
+        action = routing.PROHIBIT if rule.table == routing.REFUSED else f"lookup {rule.table}"
         yield f"pref {rule.priority} {selector} {action}{suppress} proto {rule.protocol}"
 
 

@@ -13,6 +13,9 @@ from msgspec import Struct
 from lsmpy.netfilter import Chain
 
 _FEW = 6  # cases that one chain holds
+_WAYS = 3  # about as many parts are made of more; with two, chains would be nested deeper than nftables allows
+# What nf_tables allows (NFT_JUMP_STACK_SIZE): chains on the way from the kernel's own to the last, gotos counted too.
+DEEPEST = 16
 
 
 class Block(Struct, frozen=True, order=True):
@@ -27,8 +30,8 @@ def chains(
 ) -> list[Chain]:
     """Chains that send each packet to the chain of the case it is in; the first is called `name`, others `name-N`.
 
-    A chain halves its cases, again and again: some block holds at least a third of them and at most two, and is tested
-    first. A packet in it goes on in a chain of its own, another meets the next half in the same chain.
+    A chain splits its cases, again and again: some block holds at most a third of them, and more than a sixth. A
+    packet in it goes on in a chain of its own, another meets the next block in the same chain.
 
     Args:
         name: of the chain to be entered, and what the others' names begin with.
@@ -42,7 +45,7 @@ def chains(
     for chain, inside in todo:
         rules = []
         while len(inside) > _FEW:
-            block = _half(inside, width)
+            block = _largest(inside, max(_FEW, len(inside) // _WAYS), width)
             last = block.value + (1 << width - block.length)
             part = [case for case in inside if block.value <= case[0].value < last]
             inside = [case for case in inside if not block.value <= case[0].value < last]
@@ -55,10 +58,10 @@ def chains(
     return made
 
 
-def _half(cases: Sequence[tuple[Block, str]], width: int) -> Block:
-    """A block that holds at least a third of the cases and at most two thirds."""
+def _largest(cases: Sequence[tuple[Block, str]], most: int, width: int) -> Block:
+    """A block that holds at most so many of the cases, and more than half as many."""
     value, length, inside = 0, 0, cases
-    while 3 * len(inside) > 2 * len(cases):
+    while len(inside) > most:
         length += 1
         bit = 1 << width - length
         ones = [case for case in inside if case[0].value & bit]

@@ -176,7 +176,8 @@ def test_mid_stream(article: Router) -> None:
     assert rules(made, "mangle", "LSMPY-STRAY") == ["-j MARK --set-xmark 0x1/0xffffffff"]
     assert rules(side(article, down=["ISP1"]), "mangle", "LSMPY-STRAY") == ["-j MARK --set-xmark 0x2/0xffffffff"]
     # Marked, and its connection is not: that is nothing else.
-    assert rules(made, "filter", "FORWARD") == ["-p tcp -m mark ! --mark 0x0 -m connmark --mark 0x0 -j LSMPY-STRAY"]
+    unknown = "-m conntrack --ctstate NEW -m mark ! --mark 0x0 -m connmark --mark 0x0"
+    assert rules(made, "filter", "FORWARD") == [f"{stray} {unknown} -j LSMPY-STRAY"]
     assert rules(made, "filter", "LSMPY-STRAY") == [
         f"-o {device} -p tcp -j REJECT --reject-with tcp-reset" for device in ("eth2", "eth3")
     ]

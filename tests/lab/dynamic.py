@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from lsmpy import command
-from lsmpy.lab import ROUTER, isp_node
+from lsmpy.lab import ROUTER, isp_node, wait_until
 from tests.lab.router_kit import Rig
 
 # What distributions' scripts for udhcpc do, with a metric for each interface, so that main holds every default route.
@@ -65,7 +65,10 @@ class Dhcp:
         (self._place / "server").write_text(text)
         (self._place / "leases").write_bytes(b"")
         argv = ["busybox", "udhcpd", "-f", str(self._place / "server")]
-        self._server = self._router.lab.start(isp_node(f"ISP{self._number}"), argv, print)
+        node = isp_node(f"ISP{self._number}")
+        self._server = self._router.lab.start(node, argv, print)
+        # A client whose renewal nobody hears tries again in a minute.
+        wait_until(lambda: self._router.lab.shell(node, "ss -Hlun sport = :67\n"), what="the server")
         return f"{network}.{host}"
 
     def ask(self) -> None:
@@ -93,11 +96,12 @@ class Advertiser:
 
     def advertise(self, *prefixes: str, deprecated: str = "") -> None:
         """Advertise these from now on, and one that is not to be used for what is new."""
-        if self._running:
-            self._running.stop()
         lines = [f"prefix {each} {{ }};" for each in prefixes]
         lines += [f"prefix {deprecated} {{ AdvPreferredLifetime 0; }};"] if deprecated else []
         file = self._place / "conf"
         file.write_text(_ADVERTISER.format(prefixes="\n    ".join(lines)))
+        if self._running:
+            self._running.process.signal(signal.SIGHUP)  # one that ends withdraws itself as a router
+            return
         argv = ["radvd", "-n", "-C", str(file), "-p", str(self._place / "pid"), "-m", "stderr"]
         self._running = self._router.lab.start(isp_node(f"ISP{self._number}"), argv, print)

@@ -20,8 +20,7 @@ ISPS = {"ISP1", "ISP2"}
 # Stands before a program in PATH and kills the rebuild before or after its call number $2 of such a program.
 MINE = """#!/bin/sh
 real=$(PATH=${{PATH#*:}} command -v {program})
-echo >>{place}/calls
-number=$(wc -l <{place}/calls)
+number=$(flock {place} sh -c 'echo >>{place}/calls; wc -l <{place}/calls')
 [ "$number" = "$(cat {place}/before)" ] && kill -9 $(cat {place}/pid)
 "$real" "$@"
 status=$?

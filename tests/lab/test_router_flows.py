@@ -105,7 +105,9 @@ def test_a_dead_isps_tcp_connections_are_told_and_others_notice_nothing(
 
 IDLE = """
 import socket, sys
-sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+sock = socket.socket(family, socket.SOCK_STREAM if sys.argv[3] == "tcp" else socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
 sock.sendall(b"more\\n")
 print(sock.recv(200).decode().split()[0], flush=True)
 for _ in sys.stdin:
@@ -249,8 +251,10 @@ def test_the_script_frees_them_as_well(tmp_path: Path, infix: str) -> None:
 
 
 @contextmanager
-def talkers(router: Rig, server: str, family: Family, port: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Two TCP connections; what they have heard, and what makes each of them say something more."""
+def talkers(
+    router: Rig, server: str, family: Family, port: int, node: str = lan_node(LAN), proto: flows.Proto = "tcp"
+) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """Two connections; what they have heard, and what makes each of them say something more."""
     said: list[str] = []
     with ExitStack() as stack:
         if server:
@@ -263,7 +267,7 @@ def talkers(router: Rig, server: str, family: Family, port: int) -> Iterator[tup
             doors.append(stack.enter_context(os.fdopen(writing, "w")))
             # Its standard input is this pipe, wherever it runs.
             argv = ["sh", "-c", f'exec "$@" </proc/{os.getpid()}/fd/{reading}', "sh", sys.executable, "-c", IDLE]
-            router.lab.start(lan_node(LAN), [*argv, str(router.lab.server[family]), str(port)], said.append)
+            router.lab.start(node, [*argv, str(router.lab.server[family]), str(port), proto], said.append)
             wait_until(lambda: len(said) > number, what="a connection")  # noqa: B023
             os.close(reading)
 
@@ -273,6 +277,24 @@ def talkers(router: Rig, server: str, family: Family, port: int) -> Iterator[tup
                 door.flush()
 
         yield said, speak
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("backend", "tier", "proto"), [("nft", 1, "tcp"), ("legacy", 2, "tcp"), ("nft", 2, "udp")])
+def test_what_the_router_itself_began_is_told_and_moves_as_well(
+    tmp_path: Path, backend: str, tier: int, proto: flows.Proto, family: Family
+) -> None:
+    text = configuration(backend=backend, router='local_traffic = "balance"')
+    text = text.replace('name = "ISP2"\n', f'name = "ISP2"\ntier = {tier}\n')
+    with settled(tmp_path, text) as router, talkers(router, "", family, PORT, ROUTER, proto) as (said, speak):
+        assert sorted(said) == ["ISP1\n", "ISP2\n" if tier == 1 else "ISP1\n"]
+        router.say("ISP1", "down")
+        router.rebuild()
+        speak()
+        wait_until(lambda: len(said) == 4, what="what became of them")
+        told = {"tcp": ["Connection reset by peer\n"], "udp": ["ISP2\n"]}[proto]
+        assert sorted(said[2:]) == (told * 2 if tier == 2 else [*told, "ISP2\n"])
+        assert router.foreign() == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

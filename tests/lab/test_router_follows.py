@@ -94,14 +94,17 @@ def test_a_gateway_is_followed_by_its_route_alone(tmp_path: Path) -> None:
         move = "ip address del 1.1.1.2/24 dev router\nip address add 1.1.1.3/24 dev router\n"
         router.lab.shell(isp_node("ISP1"), move)
         one.serve(10, gateway=3)
+        heard = len(watcher.lines)
         one.renew()
-        wait_until(lambda: "via 1.1.1.3" in table(router, 250), what="the other gateway")
+        watcher.await_line("rebuilt in", after=heard)
+        assert "via 1.1.1.3" in table(router, 250)
         await_sources(router, first)
         seen = len(watcher.rebuilds)
         router.shell("ip route add default via 1.1.1.99 dev eth2 metric 900\n")  # a worse one
         router.shell("ip route add 10.77.0.0/16 via 1.1.1.99 dev eth2\n")
         assert router.idle()
-        assert len(watcher.rebuilds) == seen
+        rebuilds = len(watcher.rebuilds)
+        assert rebuilds == seen
         heard = len(watcher.lines)
         router.shell("ip route del default via 1.1.1.99 dev eth2\nip route del default dev eth2\n")
         watcher.await_line("down ISP1 (interface eth2 has no IPv4 default route in the main table)", after=heard)

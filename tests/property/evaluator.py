@@ -17,9 +17,10 @@ from ipaddress import ip_address as _ip_address
 from ipaddress import ip_network as _ip_network
 from typing import Literal
 
-from lsmpy.netfilter import Table
+from lsmpy.netfilter import BUILTIN, Table
 from lsmpy.plan import Side
 from lsmpy.routing import REFUSED
+from lsmpy.tree import DEEPEST
 
 ip_address = lru_cache(maxsize=None)(_ip_address)
 ip_network = lru_cache(maxsize=None)(_ip_network)
@@ -55,7 +56,8 @@ class Packet:
     reply: bool = False
     protocol: str = "udp"
     flags: str = ""  # of TCP
-    sets: list[int] = field(default_factory=list)  # every mark but none that a MARK rule has given it
+    port: int = 7777  # of the target
+    sets: list[int] = field(default_factory=list)  # every ISP's mark that it was given
 
 
 @dataclass
@@ -71,15 +73,26 @@ class _Nth:
         return self.count == 0
 
 
+@lru_cache(maxsize=64)
+def _depth(table: Table, chain: str) -> int:
+    """How many chains there are on the longest way from this one on."""
+    rules = next(each.rules for each in table.chains if each.name == chain)
+    targets = {_split(rule)[2] for rule in rules}
+    return 1 + max((_depth(table, target) for target in targets if table.has(target)), default=0)
+
+
 class Netfilter:
     """The tables of one family, with counters of their own."""
 
     def __init__(self, side: Side, own: Iterable[str] = (), dice: random.Random | None = None) -> None:
         """`own` are the router's addresses; with `dice` the counters begin anywhere, else as freshly loaded."""
         self.tables = {table.name: table for table in side.tables}
+        for table in side.tables:
+            assert all(_depth(table, name) <= DEEPEST for name in BUILTIN[table.name])
         self.own = {ip_address(each) for each in own}
         self.dice = dice or random.Random(0)
         self.counters: dict[str, _Nth] = {}
+        self.met = 0  # rules that were tried
         for rule in self.tables["mangle"].rules:
             if found := re.search(r"--every (\d+) --packet (\d+)", rule):
                 every, packet = int(found[1]), int(found[2])
@@ -92,9 +105,9 @@ class Netfilter:
         """Whether the packet survives the hook's chain."""
         return self._walk(self.tables["mangle"], hook, packet) != "DROP"
 
-    def passes(self, packet: Packet) -> bool:
-        """Whether the packet survives filter's FORWARD."""
-        return self._walk(self.tables["filter"], "FORWARD", packet) not in ("DROP", "REJECT")
+    def passes(self, packet: Packet, hook: str = "FORWARD") -> bool:
+        """Whether the packet survives a chain of filter."""
+        return self._walk(self.tables["filter"], hook, packet) not in ("DROP", "REJECT")
 
     def leave(self, packet: Packet) -> bool:
         """POSTROUTING of mangle and of nat, and conntrack's confirmation; whether the packet leaves."""
@@ -127,6 +140,7 @@ class Netfilter:
     def _walk(self, table: Table, chain: str, packet: Packet) -> str:
         """The verdict of a chain; RETURN at its end."""
         for rule in next(each for each in table.chains if each.name == chain).rules:
+            self.met += 1
             tests, verb, target, values = _split(rule)
             if not all(self._matches(rule, test, packet) for test in tests):
                 continue
@@ -136,17 +150,17 @@ class Netfilter:
                 verdict = self._walk(table, target, packet)
                 if verdict != "RETURN" or verb == "-g":
                     return verdict
-            elif self._act(target, values, packet):
+            elif self._act(chain, target, values, packet):
                 return "ACCEPT"
         return "RETURN"
 
-    def _act(self, target: str, values: Mapping[str, str], packet: Packet) -> bool:
+    def _act(self, chain: str, target: str, values: Mapping[str, str], packet: Packet) -> bool:
         """Carry out a target; whether it ends the walk."""
         connection = packet.connection
         if target == "MARK":
             value, mask = _pair(values["--set-xmark"])
             packet.mark = packet.mark & ~mask ^ value
-            packet.sets += [value] if value else []
+            packet.sets += [value] if chain.startswith("MARK-") else []
             return False
         if target == "HMARK":
             pair = sorted((int(ip_address(packet.source)), int(ip_address(packet.target))))
@@ -192,19 +206,23 @@ class Netfilter:
             return (connection.mark & _pair(value)[1] == _pair(value)[0]) != inverted
         if name in ("--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir") and connection is None:
             return False
-        return self._plain(name, value, packet) != inverted
+        return self._plain(rule, name, value, packet) != inverted
 
-    def _plain(self, name: str, value: str, packet: Packet) -> bool:
+    def _plain(self, rule: str, name: str, value: str, packet: Packet) -> bool:
         connection = packet.connection
         match name:
             case "-i":
                 return packet.into == value
             case "-o":
                 return packet.out == value
-            case "-s":
-                return ip_address(packet.source) in ip_network(value)
             case "-p":
                 return packet.protocol == value
+            case "--dports":
+                ranges = [part.split(":") for part in value.split(",")]
+                assert sum(map(len, ranges)) <= 15, f"too many ports: {rule}"
+                return any(int(each[0]) <= packet.port <= int(each[-1]) for each in ranges)
+            case "-s":
+                return ip_address(packet.source) in ip_network(value)
             case "--tcp-flags":
                 assert value == "FIN,SYN,RST,ACK SYN"
                 return set(packet.flags.split(",")) & {"FIN", "SYN", "RST", "ACK"} == {"SYN"}
@@ -236,18 +254,8 @@ class Netfilter:
 
 
 _ONE = {
-    "-i",
-    "-o",
-    "-s",
-    "-d",
-    "-p",
-    "--mark",
-    "--ctstate",
-    "--ctrepldst",
-    "--ctorigdst",
-    "--ctstatus",
-    "--ctdir",
-    "--dst-type",
+    *("-i", "-o", "-s", "-d", "-p", "--dports", "--mark"),
+    *("--ctstate", "--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir", "--dst-type"),
 }
 _NUMBERS = {"--every", "--probability"}
 _Split = tuple[list[tuple[str, bool, str]], str, str, dict[str, str]]

@@ -37,7 +37,7 @@ def test_what_is_rendered_is_read_again(table: Table) -> None:
     assert netfilter.render(read.values()) == netfilter.render([table])
 
 
-@given(scenes())
+@given(scenes(with_policies=True))
 def test_every_plan_is_read_again(scene: Scene) -> None:
     for side in scene.plan().sides:
         read = netfilter.parse(netfilter.render(side.tables), "test")

@@ -16,7 +16,7 @@ from lsmpy import changes, choice, freeing, plan, resolve, shares
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
-from lsmpy.routing import Link
+from lsmpy.routing import LOCAL_DEFAULT, Link
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
 from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, outside, scenes, sides, statuses
 
@@ -355,9 +355,8 @@ def test_a_bound_socket_of_the_router_uses_its_isp(scene: Scene, chance: random.
             if not scene.has(isp.interface, address):
                 continue
             elsewhere = next(other.interface for other in scene.router.isps if other is not isp)
-            for bound in (Packet(address, SOMEWHERE[family], Connection()), Packet("0.0.0.0", SOMEWHERE[family], None)):
-                bound.out = isp.interface if bound.connection is None else ""
-                bound.connection = Connection()
+            for device in ("", isp.interface):
+                bound = Packet(address, SOMEWHERE[family], Connection(), into="lo", out=device)
                 before = rules.counts()
                 assert rules.mangle("OUTPUT", bound)
                 bound.out = route(side, bound, scene.main(family, default=elsewhere))
@@ -367,18 +366,56 @@ def test_a_bound_socket_of_the_router_uses_its_isp(scene: Scene, chance: random.
                 assert rules.counts() == before
 
 
-@given(scenes(), dice)
-def test_an_unbound_socket_of_the_router_goes_by_main_and_stays_there(scene: Scene, chance: random.Random) -> None:
+@given(scenes(), dice, st.booleans())
+def test_what_the_router_begins_goes_by_one_isp_and_stays_there(
+    scene: Scene, chance: random.Random, main_has: bool
+) -> None:
+    """Balanced among those that are up, from a LAN's address that is translated; or by main, from an ISP's."""
+    balanced = scene.router.options.local_traffic == "balance"
     for family, side in sides(scene.plan()).items():
         rules = Netfilter(side, scene.own(family), chance)
         for isp in scene.isps(family):
-            address = str(isp.addresses(family)[0].ip)
-            connection = Connection()
+            main = scene.main(family, isp.interface if main_has else "")
+            asked = Packet({4: "0.0.0.0", 6: "::"}[family], SOMEWHERE[family], None, into="lo")  # connect()
+            device = route(side, asked, main)
+            ways = [each for each in side.routes if each.table == LOCAL_DEFAULT]
+            if ways:
+                assert balanced
+                assert device == ways[0].device
+            else:
+                assert device == main.get("default", "")
+            if not device:
+                continue
+            source = next((way.source for way in ways if way.source), "")
+            carrier = next(each for each in scene.isps(family) if each.interface == device)
+            connection, left = Connection(), set()
             for state in ("NEW", "NEW", "ESTABLISHED"):
-                packet = Packet(address, SOMEWHERE[family], connection, state, out=isp.interface)
+                source = source or str(carrier.addresses(family)[0].ip)
+                packet = Packet(source, SOMEWHERE[family], connection, state, into="lo", out=device)
                 assert rules.mangle("OUTPUT", packet)
-                assert rules.leave(packet)
-                assert of_mark(scene.router, connection.mark) is isp
+                packet.out = route(side, packet, main) if packet.mark else device
+                if packet.out in ("", UNREACHABLE) or not rules.leave(packet):
+                    continue
+                by = of_mark(scene.router, connection.mark)
+                assert packet.out == by.interface
+                left.add(by.name)
+                assert not ways or by.name in scene.allowed(family)
+                assert by.nat.kind(family) != "snat" or packet.source == str(by.addresses(family)[0].ip)
+            event(f"{'balanced' if ways and ways[0].source else 'by one'}: {len(left)}")
+            assert len(left) <= 1
+
+
+@given(scenes(), dice)
+def test_what_the_router_says_to_its_lans_and_itself_takes_no_turn(scene: Scene, chance: random.Random) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        before = rules.counts()
+        for target in (client(lan, family), *scene.own(family)):
+            packet = Packet(str(lan.addresses(family)[0].ip), target, Connection(), into="lo")
+            packet.out = route(side, packet, scene.main(family))
+            assert rules.mangle("OUTPUT", packet)
+            assert packet.mark == 0
+        assert rules.counts() == before
 
 
 # -- R9 and NPT ----------------------------------------------------------------------------------------------
@@ -580,6 +617,40 @@ def test_what_is_in_mid_stream_and_leaves_by_no_isp_goes_on(scene: Scene, chance
         assert rules.passes(packet)
 
 
+@given(scenes(), dice, st.booleans())
+def test_what_the_router_has_in_mid_stream_is_refused_as_well_unless_it_has_chosen(
+    scene: Scene, chance: random.Random, bound: bool
+) -> None:
+    """A socket of the router's that is bound to an ISP's address goes on by that one, with the same address."""
+    for family, side in sides(scene.plan()).items():
+        rules = Netfilter(side, scene.own(family), chance)
+        for way in (each for each in side.routes if each.table == LOCAL_DEFAULT and each.source):
+            (isp,) = (each for each in scene.isps(family) if each.interface == way.device)
+            source = str(isp.addresses(family)[0].ip) if bound else str(way.source)
+            before, connection = rules.counts(), Connection()
+            packet = Packet(source, SOMEWHERE[family], connection, into="lo", out=isp.interface)
+            packet.protocol, packet.flags = "tcp", "ACK"
+            assert rules.mangle("OUTPUT", packet)
+            packet.out = route(side, packet, scene.main(family)) if packet.mark else packet.out
+            refused = translates(scene, family) and not bound
+            event(f"refused: {refused}")
+            assert rules.passes(packet, "OUTPUT") != refused
+            assert not refused or (connection.mark, rules.counts()) == (0, before)
+
+
+@given(scenes(), dice)
+def test_a_socket_of_the_router_that_marks_itself_has_chosen_as_well(scene: Scene, chance: random.Random) -> None:
+    for family, side in sides(scene.plan()).items():
+        rules = Netfilter(side, scene.own(family), chance)
+        for isp in scene.isps(family):
+            mark, source = scene.router.mark_value(isp), str(isp.addresses(family)[0].ip)
+            packet = Packet(source, SOMEWHERE[family], Connection(), into="lo", out=isp.interface, mark=mark)
+            packet.protocol, packet.flags = "tcp", "SYN"
+            assert rules.mangle("OUTPUT", packet)
+            assert packet.mark == mark
+            assert rules.passes(packet, "OUTPUT")
+
+
 @given(scenes(), dice, st.sampled_from(["SYN", "SYN,ECE", "ACK"]))
 def test_what_begins_or_is_known_is_never_refused(scene: Scene, chance: random.Random, flags: str) -> None:
     for family, side, lan in ways(scene):
@@ -655,12 +726,14 @@ def without_choices(table: Table) -> list[object]:
     return [each for each in rules.items() if not each[0].startswith("LSMPY-BUCKETS-")]
 
 
-@given(scenes(), st.data())
+@given(scenes(with_policies=True), st.data())
 def test_only_the_choice_for_new_connections_depends_on_the_states(scene: Scene, data: st.DataObject) -> None:
     one, two = scene.plan(), scene.plan(data.draw(statuses(scene.router)))
     assert one.sysctls == two.sysctls
     for a, b in zip(one.sides, two.sides, strict=True):
-        assert a.routes == b.routes
+        assert [each for each in a.routes if each.table != LOCAL_DEFAULT] == [
+            each for each in b.routes if each.table != LOCAL_DEFAULT
+        ]
         assert [rule for rule in a.rules if rule.priority != plan.BY_TIER] == [
             rule for rule in b.rules if rule.priority != plan.BY_TIER
         ]

@@ -9,7 +9,7 @@ from lsmpy import changes, netfilter, plan
 from lsmpy.changes import Changes
 from lsmpy.netfilter import Chain, Table
 from lsmpy.plan import Side
-from lsmpy.routing import Route, Rule
+from lsmpy.routing import LOCAL_DEFAULT, Route, Rule
 from tests.property.routers import CHOICES, Scene, scenes, statuses
 
 routes = st.builds(
@@ -135,15 +135,15 @@ def test_a_part_leads_to_what_the_whole_table_does(live: Side, want: Side) -> No
             assert netfilter.table(table.name, (*before.chains, *part.chains)).same_as(table)
 
 
-@given(scenes(), st.data())
-def test_a_change_of_state_loads_at_most_the_table_that_marks_or_the_rules_by_tier(
-    scene: Scene, data: st.DataObject
-) -> None:
+@given(scenes(with_policies=True), st.data())
+def test_a_change_of_state_loads_at_most_the_table_that_marks_or_one_default(scene: Scene, data: st.DataObject) -> None:
     one, two = scene.plan(), scene.plan(data.draw(statuses(scene.router)))
     for live, want in zip(one.sides, two.sides, strict=True):
         step = changes.between(live, want)
         changed = {*step.adding, *step.stale_routes, *step.stale_rules}
-        assert all(isinstance(each, Rule) and each.priority == plan.BY_TIER for each in changed)
+        assert all(
+            each.priority == plan.BY_TIER if isinstance(each, Rule) else each.table == LOCAL_DEFAULT for each in changed
+        )
         refusing = (
             {"filter"} if live.family == 6 and any(isp.nat.ipv6 == "none" for isp in scene.isps(6)) else set[str]()
         )

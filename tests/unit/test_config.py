@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ check = "203.0.113.1"
 """
 TWO = ISP + ISP.replace("ISP1", "ISP2").replace("eth2", "eth3").replace("1.1.1.", "2.2.2.")
 LAN = '[[lan]]\nname = "dev"\ninterface = "eth0"\naddress = "192.168.1.254/24"\n'
+POLICY = ISP + '[[policy]]\nname = "bank"\nuse = "ISP1"\n'
 ARTICLE = """\
 state_dir = "/var/run"
 
@@ -254,6 +255,21 @@ SIX = SIX.replace('name = "ISP2"', 'name = "ISP2"\nprefix = "2001:db8:102::/48"'
 SIX += '[[lan]]\nname = "dev"\ninterface = "eth0"\naddress = ["192.168.1.254/24", "fd00:a:0:1::1/64"]\n'
 RND = '[[lan]]\nname = "rnd"\ninterface = "eth1"\naddress = "fd00:b:0:1::1/64"\n'
 NPT, STATELESS = "[nat]\nipv6 = 'npt'\n", "[nat]\nipv6 = 'npt-stateless'\n"
+
+
+def test_a_policy_is_read_with_its_networks_and_ports_in_order() -> None:
+    text = ISP + LAN + "[[policy]]\nname = 'voip'\nuse = ['ISP1']\nlan = 'dev'\notherwise = 'unreachable'\n"
+    text += "protocol = ['udp', 'tcp']\nports = ['5060-5061', 443, '5062-5080', 80]\nfrom = '192.168.1.7'\n"
+    text += "to = ['10.0.0.0/9', '10.128.0.0/9', '::/0']\n"
+    voip, bank = router_of(text + POLICY[len(ISP) :]).policies
+    assert bank == model.Policy(name="bank", use=("ISP1",))
+    assert voip.port_ranges == ((80, 80), (443, 443), (5060, 5080))
+    assert voip.targets(4) == (ip_network("10.0.0.0/8"),)
+    assert voip.targets(6) == (ip_network("::/0"),)
+    assert (voip.sources(4), voip.sources(6)) == ((ip_network("192.168.1.7"),), ())
+    assert (bank.sources(4), bank.targets(6)) == ((ip_network("0.0.0.0/0"),), (ip_network("::/0"),))
+
+
 WRONG = {
     "no prefix": (
         SIX.replace("2001:db8:101::/48", "mine"),
@@ -304,6 +320,10 @@ WRONG = {
     "stateless of one ISP alone": (
         "[router]\nbalance = 'hash'\n" + SIX.replace('"ISP2"', '"ISP2"\nnat = { ipv6 = "npt-stateless" }'),
         '1: nat.ipv6: "npt-stateless" is for all ISPs or for none',
+    ),
+    "stateless with a policy": (
+        "[router]\nbalance = 'hash'\n" + STATELESS + SIX + "[[policy]]\nname = 'bank'\nuse = 'ISP1'\n",
+        '23: policy: needs to know of connections, and "npt-stateless" forgets each packet; leave it out, or give',
     ),
     "stateless of small networks": (
         "[router]\nbalance = 'hash'\n" + STATELESS + SIX.replace("fd00:a:0:1::1/64", "fd00:a:0:1::1/80"),
@@ -464,6 +484,83 @@ WRONG = {
         ISP + "weight = 100\n" + TWO[len(ISP) :] + "weight = 33\n",
         '7: isp.weight: the weights of tier 1 need 133 slots and nth has 128; give 3:1, or balance = "random"',
     ),
+    "the table of local traffic": (
+        "[router]\nlocal_traffic = 'balance'\n" + ISP + "table = 76\n",
+        '9: isp.table: 76 is what local_traffic = "balance" uses; give another one',
+    ),
+    "policy without a name": (ISP + "[[policy]]\nuse = 'ISP1'\n", "7: policy.name: is missing; give 1 to 20 letters"),
+    "policy without use": (POLICY.replace("use", "#"), "7: policy.use: is missing; give text or a list of texts"),
+    "policy for nobody": (
+        POLICY.replace('use = "ISP1"', "use = []"),
+        "9: policy.use: is empty; name the ISPs for this traffic",
+    ),
+    "policy for an unknown isp": (
+        POLICY.replace('use = "ISP1"', 'use = ["ISP1", "ISP3"]'),
+        '9: policy.use: "ISP3" is not configured; known are ISP1',
+    ),
+    "policy of an unknown lan": (
+        POLICY + "lan = 'guests'\n",
+        '10: policy.lan: "guests" is not configured; known are none',
+    ),
+    "same policy name": (
+        POLICY + "to = '10.0.0.0/8'\n" + POLICY[len(ISP) :],
+        '12: policy.name: "bank" is bank\'s already',
+    ),
+    "policy to nowhere": (
+        POLICY + "to = ['10.0.0.0/8', 'bank.example']\n",
+        '10: policy.to: "bank.example" is no network; give one such as "198.51.100.0/24"',
+    ),
+    "policy with host bits": (
+        POLICY + "from = '10.0.0.1/8'\n",
+        "10: policy.from: 10.0.0.1/8 has bits beyond its prefix; write 10.0.0.0/8",
+    ),
+    "policy for IPv4 in IPv6's words": (
+        POLICY + "to = '::ffff:192.0.2.0/120'\n",
+        "10: policy.to: ::ffff:192.0.2.0/120 is no network of the internet; give IPv4 as such",
+    ),
+    "policy of two families": (
+        POLICY + "to = '10.0.0.0/8'\nfrom = '2001:db8::/32'\n",
+        "11: policy.from: is of another family than to, so that nothing matches; give networks of one family",
+    ),
+    "ports of no protocol": (
+        POLICY + "ports = 443\n",
+        '10: policy.ports: needs to know of which protocol; give protocol = "tcp", "udp" or both',
+    ),
+    "ports of icmp": (
+        POLICY + "protocol = ['tcp', 'icmp']\nports = 443\n",
+        '11: policy.ports: icmp has no ports; give protocol = "tcp", "udp" or both',
+    ),
+    "unknown protocol": (
+        POLICY + "protocol = 'http'\n",
+        '10: policy.protocol: expected "tcp", "udp", "sctp", "icmp", "esp", "ah" or a list of them, got "http"',
+    ),
+    "port 0": (
+        POLICY + "protocol = 'tcp'\nports = [80, 0]\n",
+        '11: policy.ports: 0 is no port; give one from 1 to 65535, or a range such as "5060-5080"',
+    ),
+    "ports the wrong way round": (
+        POLICY + "protocol = 'tcp'\nports = '90-80'\n",
+        '11: policy.ports: "90-80" is no port; give one from 1 to 65535, or a range such as "5060-5080"',
+    ),
+    "ports that are no number": (
+        POLICY + "protocol = 'tcp'\nports = 4.5\n",
+        '11: policy.ports: expected a destination port, a range such as "5060-5080" or a list of them, got 4.5',
+    ),
+    "policies after one of everything": (
+        POLICY + POLICY[len(ISP) :].replace("bank", "rest"),
+        "8: policy.name: matches everything, so that no policy after it is ever used; put it last, or give to",
+    ),
+    "no mark left to refuse": (
+        "[router]\nmark_mask = 0x7\n"
+        + POLICY.replace("[[policy]]", "mark = 7\n[[policy]]")
+        + "otherwise = 'unreachable'\n",
+        '9: isp.mark: 7 is needed for what a policy\'s otherwise = "unreachable" refuses; give another mark',
+    ),
+    "otherwise what": (
+        POLICY + "otherwise = 'drop'\n",
+        '10: policy.otherwise: expected "balance" or "unreachable", got "drop"',
+    ),
+    "unknown key of a policy": (POLICY + "source = 'x'\n", "10: policy.source: there is no such key; known are"),
     "relative state_dir": ("state_dir = 'run'\n" + ISP, '1: state_dir: expected an absolute path, got "run"'),
     "state_dir is no text": ("state_dir = 3\n" + ISP, "1: state_dir: expected an absolute path, got 3"),
     "single table": (
@@ -546,8 +643,6 @@ ONLY_PROBED = {
 }
 LATER = {
     "own tables": ("[router]\nflush = 'own'\n" + ISP, '2: router.flush: "own" needs a later version of lsmpy'),
-    "local": ("[router]\nlocal_traffic = 'balance'\n" + ISP, '2: router.local_traffic: "balance" needs a later'),
-    "policy": (ISP + "[[policy]]\nname = 'bank'\n", "7: policy: needs a later version of lsmpy; leave it out"),
     "events": (ISP + "[events]\nscript = ['/bin/x']\n", "7: events: needs a later version of lsmpy; leave it out"),
     **ONLY_PROBED,
 }

@@ -92,6 +92,19 @@ def test_connections_are_found_by_the_bits_that_are_ours_and_by_every_address() 
     )
 
 
+@pytest.mark.parametrize("option", ["true", "false"])
+def test_an_address_that_is_ours_no_more_is_freed_and_one_that_is_still_there_is_not(option: str) -> None:
+    head = f"[router]\nflush_conntrack = {option}\n"
+    before, after = (
+        router_of(head + isps_of(2) + LAN),
+        router_of(head + isps_of(2).replace("10.0.2.1", "10.0.2.9") + LAN),
+    )
+    live, want = side(before), side(after)
+    gone = freeing.part(after, live, changes.between(live, want)).gone
+    assert gone == ({"10.0.2.1": ("conntrack -D -f ipv4 --reply-dst 10.0.2.1",)} if option == "true" else {})
+    assert not freeing.part(after, live, changes.between(live, want), {"10.0.2.1"}).gone
+
+
 def test_who_lacks_one_family_only_is_not_out_of_service() -> None:
     router = router_of(isps_of(2) + LAN)
     four, six = plan.build(router, {isp.name: state.judge("up") for isp in router.isps}, None).sides

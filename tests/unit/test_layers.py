@@ -17,7 +17,8 @@ DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
-    *("plan", "resolve", "sources", "npt", "marking", "choice", "shares", "buckets", "tree", "netfilter", "routing"),
+    *("plan", "resolve", "sources", "npt", "marking", "choice", "policies", "shares", "buckets", "tree", "netfilter"),
+    "routing",
     *("changes", "freeing", "script"),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}

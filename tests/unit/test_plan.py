@@ -148,7 +148,7 @@ def test_with_none_up_those_that_are_there_are_used(three: Router) -> None:
 @pytest.mark.parametrize("way", ["flush", "unreachable"])
 def test_with_none_up_nobody_is_chosen_if_so_wished(way: str) -> None:
     router = router_of(f"[router]\nwhen_all_down = '{way}'\n" + isps_of(2) + LANS)
-    refusal = "pref 20004 iif lan0 unreachable protocol 76"
+    refusal = "pref 20004 iif lan0 prohibit protocol 76"
     links = links_of(router)
     links["wan1"] = Link(True, True, frozenset({"10.0.1.1"}))
     for made, four, six in (
@@ -161,7 +161,7 @@ def test_with_none_up_nobody_is_chosen_if_so_wished(way: str) -> None:
         for family, some in ((4, four), (6, six)):
             words = [rule.words() for rule in side(made, family).rules]  # type: ignore[arg-type]
             assert (words[-1] == refusal) == (way == "unreachable" and not some)
-            assert sum(" unreachable " in each for each in words) == (words[-1] == refusal)
+            assert sum(" prohibit " in each for each in words) == (words[-1] == refusal)
 
 
 @pytest.mark.parametrize(

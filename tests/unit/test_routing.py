@@ -75,7 +75,7 @@ def test_rules_in_words(rule: Rule, words: str) -> None:
             {"priority": 5, "not": None, "src": "10.0.0.1", "table": "250"},
             Rule(5, "not from 10.0.0.1", 250, protocol=0),
         ),
-        ({"priority": 9, "src": "all", "action": "prohibit"}, Rule(9, "", 0, protocol=0)),
+        ({"priority": 9, "src": "all", "action": "8"}, Rule(9, "", 0, protocol=0)),
     ],
 )
 def test_rules_as_ip_prints_them(item: dict[str, object], rule: Rule) -> None:
@@ -141,10 +141,10 @@ def test_an_interface_has_an_mtu() -> None:
 
 
 def test_a_rule_that_refuses_is_read_as_it_was_made() -> None:
-    item = {"priority": 20003, "src": "all", "iif": "eth0", "action": "7", "protocol": "76"}  # as ip -N prints it
+    item = {"priority": 20003, "src": "all", "iif": "eth0", "action": "8", "protocol": "76"}  # as ip -N prints it
     rule = Rule(20003, "iif eth0", REFUSED)
     assert routing.read_rule(item) == rule
-    assert rule.words() == "pref 20003 iif eth0 unreachable protocol 76"
+    assert rule.words() == "pref 20003 iif eth0 prohibit protocol 76"
 
 
 def test_a_route_is_replaced_by_table_target_and_metric() -> None:
