@@ -274,14 +274,16 @@ def _local_default(
 
     connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
     it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
-    LANs. (Where the LANs have addresses of ISPs alone, it has that ISP's own.) Main's own default is left as it is,
-    whoever made it: the rule to this table stands before it. There is no `unreachable` at the end, so that a socket
-    bound to a device of others still finds their default in main.
+    LANs. (It is that ISP's own where the LANs have addresses of ISPs alone, and where packets are translated one by
+    one: of a router's error SNPT would translate the address inside too.) Main's own default is left as it is, whoever
+    made it: the rule to this table stands before it. There is no `unreachable` at the end, so that a socket bound to a
+    device of others still finds their default in main.
     """
     if router.options.local_traffic == "main":
         return
     held = [net for isp in isps for net in sources.owned(isp, family)]
-    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family))
+    by_packet = family == 6 and npt.stateless(isps)
+    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family) if not by_packet)
     free = ((device, each) for device, each in lans if not any(each.ip in net for net in held))
     source = next((host(each) for device, each in free if _has(device, each, links)), None)
     for isp in candidates[:1]:

@@ -50,19 +50,18 @@ def ask(router: Rig, *sources: str, node: str = lan_node(LAN), protos: Sequence[
     return router.talk(node, [Talk(to, proto, each) for each in sources for proto in protos])
 
 
-def call(router: Rig, isp: str, to: str, port: int = 7000) -> str:
-    """What a client in the internet hears who calls an address by an ISP."""
-    (said,) = router.talk(INTERNET, [Talk(to, "tcp", str(router.lab.server[6]), router.lab.link(isp), port)])
-    return said
+def calls(router: Rig, *ways: tuple[str, str]) -> list[str]:
+    """What a client in the internet hears who calls these addresses, each by an ISP."""
+    server = str(router.lab.server[6])
+    return router.talk(INTERNET, [Talk(to, "tcp", server, router.lab.link(isp), 7000) for isp, to in ways])
 
 
 @pytest.mark.parametrize(
     ("backend", "default", "options"),
     [
         ("nft", None, ""),
-        ("legacy", "ISP2", 'balance = "random"'),
-        ("nft", "ISP1", 'balance = "hash"\nmark_mask = 0xff00'),
-        ("legacy", "ISP1", "tiers"),
+        ("legacy", "ISP2", 'balance = "hash"\nmark_mask = 0xff00'),
+        ("nft", "ISP1", "tiers"),
     ],
 )
 def test_each_lan_has_a_network_in_each_isps_prefix(
@@ -93,17 +92,16 @@ def test_what_comes_in_for_a_prefix_is_answered_by_its_isp(
     with rig(tmp_path, translating(backend=backend, options=options), default) as router:
         for node in (ROUTER, *map(lan_node, LANS)):
             router.listen(node, 7000)
-        server = str(router.lab.server[6])
+        inside = [*LANS.values(), "fd00:a:0:1::1"]
+        ways = [(isp, outside(isp, each)) for isp in ISPS for each in inside]
+        ways += [("ISP1", "2001:db8:0:1::1"), ("ISP2", "2001:db8:0:2::1")]
         for down in ("", *ISPS):
             for isp in ISPS:
                 router.say(isp, "down" if isp == down else "up")
             router.rebuild()
-            for isp in ISPS:
-                inside = [*LANS.values(), "fd00:a:0:1::1"]
-                targets = [*(outside(isp, each) for each in inside), f"2001:db8:0:{isp[-1]}::1"]
-                assert [call(router, isp, to) for to in targets] == [server] * 4
+            assert calls(router, *ways) == [str(router.lab.server[6])] * len(ways)
         returned = router.arrived("ISP1", "-d 2001:db8:101::/48", 6)
-        assert call(router, "ISP1", outside("ISP1", "fd00:a:0:77::2")) == REFUSED
+        assert calls(router, ("ISP1", outside("ISP1", "fd00:a:0:77::2"))) == [REFUSED]
         assert (returned(), router.foreign()) == (0, 0)
 
 
@@ -124,10 +122,9 @@ def test_what_no_prefix_has_a_place_for_does_not_leave(tmp_path: Path) -> None:
         assert router.foreign() == 0
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_connections_keep_their_isp_and_its_prefix(tmp_path: Path, backend: str) -> None:
+def test_connections_keep_their_isp_and_its_prefix(tmp_path: Path) -> None:
     """Those of an ISP that goes down are freed, and conversations go on by another with its prefix."""
-    with rig(tmp_path, translating(backend=backend)) as router:
+    with rig(tmp_path, translating()) as router:
         router.rebuild()
         with LongFlows(router.lab, LAN, 8, PROTOS, (6,)) as long:
             wait_until(lambda: len(long.isps()) == 8, what="long flows")
@@ -144,6 +141,18 @@ def test_connections_keep_their_isp_and_its_prefix(tmp_path: Path, backend: str)
             if event.event == "end" and began[event.flow] == "ISP2":
                 assert not event.broken
                 assert event.longest_gap_ms <= 1000
+        assert router.foreign() == 0
+
+
+def test_the_routers_own_connections_are_balanced_too(tmp_path: Path) -> None:
+    """From an address of a LAN, as all that is nobody's outside."""
+    with rig(tmp_path, translating(options='local_traffic = "balance"')) as router:
+        for down, up in (("", ISPS), ("ISP1", ISPS[1:]), ("ISP2", ISPS[:1])):
+            for isp in ISPS:
+                router.say(isp, "down" if isp == down else "up")
+            router.rebuild()
+            said = ask(router, *[""] * 2, node=ROUTER)
+            assert {*said} == {f"{isp} {outside(isp, 'fd00:a:0:1::1')}" for isp in up}
         assert router.foreign() == 0
 
 
@@ -164,7 +173,7 @@ def test_a_prefix_for_each_lan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "default", "options"),
-    [("nft", "ISP1", 'balance = "hash"'), ("legacy", "ISP2", 'balance = "hash"'), ("nft", "ISP2", "tiers")],
+    [("legacy", "ISP2", 'balance = "hash"\nlocal_traffic = "balance"'), ("nft", "ISP2", "tiers")],
 )
 def test_packets_are_translated_without_a_memory(
     tmp_path: Path, backend: str, default: str | None, options: str
@@ -191,16 +200,18 @@ def test_packets_are_translated_without_a_memory(
         own = ["2001:db8:0:1::1", "2001:db8:0:2::1"]
         assert ask(router, *own, node=ROUTER) == [f"ISP{each[-4]} {each}" for each in own for _ in PROTOS]
         # What comes in by the ISP of its pair is answered by it, what comes in by another is refused at once.
-        for lan, host in LANS.items():
-            for isp in ISPS:
-                answer = server if isp == homes[lan] else REFUSED
-                assert call(router, isp, neutral(isp, host)) == answer
-                assert call(router, isp, f"2001:db8:0:{isp[-1]}::1") == server
+        ways = [(isp, neutral(isp, host), lan) for lan, host in LANS.items() for isp in ISPS]
+        assert calls(router, *(way[:2] for way in ways)) == [
+            server if isp == homes[lan] else REFUSED for isp, _, lan in ways
+        ]
+        assert calls(router, ("ISP1", own[0]), ("ISP2", own[1])) == [server] * 2
+        if "local" in options:
+            assert ask(router, "", node=ROUTER) == [f"ISP1 {own[0]}"] * 2
         router.say("ISP1", "down")
         router.rebuild()
         for lan, host in LANS.items():
             assert ask(router, host, node=lan_node(lan)) == [f"ISP2 {neutral('ISP2', host)}"] * 2
-            assert [call(router, isp, neutral(isp, host)) for isp in ISPS] == [REFUSED, server]
+        assert calls(router, *(way[:2] for way in ways)) == [REFUSED, server] * 2
         router.configure(translating("npt", backend, options))
         router.rebuild()
         assert (router.idle(), "NOTRACK" in "".join(router.dump())) == (True, False)

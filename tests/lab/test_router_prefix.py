@@ -38,7 +38,7 @@ def told(router: Rig) -> Callable[[], int]:
 
 @pytest.mark.parametrize(
     ("backend", "default", "options"),
-    [("nft", None, ""), ("legacy", "ISP2", ""), ("nft", "ISP1", 'balance = "hash"'), ("nft", "ISP1", "tiers")],
+    [("nft", None, ""), ("legacy", "ISP2", 'balance = "hash"'), ("nft", "ISP1", "tiers")],
 )
 def test_a_source_goes_by_the_isp_whose_it_is_and_by_no_other(
     tmp_path: Path, backend: str, default: str | None, options: str
@@ -135,10 +135,9 @@ def test_with_every_isp_down(tmp_path: Path) -> None:
             assert (router.foreign(), router.idle()) == (0, True)
 
 
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_the_routers_own_sockets(tmp_path: Path, backend: str) -> None:
+def test_the_routers_own_sockets(tmp_path: Path) -> None:
     """Those that test an ISP which is down among them."""
-    with rig(tmp_path, prefixes(backend), "ISP2") as router:
+    with rig(tmp_path, prefixes("legacy"), "ISP2") as router:
         own = ["2001:db8:101:1::1", "2001:db8:102:1::1", "2001:db8:0:1::1"]
         router.say("ISP1", "down")
         router.rebuild()
@@ -168,21 +167,33 @@ def test_another_isps_own_network_is_for_its_own_sources(tmp_path: Path) -> None
         assert router.foreign() == 0
 
 
-@pytest.mark.parametrize("down", ["", "ISP1"])
-def test_what_comes_in_by_an_isp_is_answered_by_it(tmp_path: Path, down: str) -> None:
+@pytest.mark.parametrize("lans", [LANS, LANS[1:]])
+def test_the_routers_own_connections_use_who_is_up(tmp_path: Path, lans: Sequence[str]) -> None:
+    """From an address of a LAN that is no ISP's they are balanced; if there is none they have their ISP's own."""
+    with rig(tmp_path, prefixes(options='local_traffic = "balance"', lans=lans)) as router:
+        for down, up in (("", ["ISP1", "ISP2"]), ("ISP1", ["ISP2"]), ("ISP2", ["ISP1"])):
+            for isp in OWNER.values():
+                router.say(isp, "down" if isp == down else "up")
+            router.rebuild()
+            said = ask(router, *[""] * 2, node=ROUTER)
+            sources = (
+                [f"{isp} 2001:db8:a:1::1" for isp in up] if lans == LANS else [f"{up[0]} 2001:db8:0:{up[0][-1]}::1"]
+            )
+            assert {*said} == {*sources}
+        assert router.foreign() == 0
+
+
+def test_what_comes_in_by_an_isp_is_answered_by_it(tmp_path: Path) -> None:
     """And what comes in for no LAN does not go back and forth until its hops are used up."""
     with rig(tmp_path, prefixes(), "ISP2") as router:
-        if down:
-            router.say(down, "down")
-        router.rebuild()
         router.listen(lan_node(LAN), 7000)
         server = str(router.lab.server[6])
         talks = [Talk(to, "tcp", server, router.lab.link(isp), 7000) for to, isp in OWNER.items()]
-        assert router.talk(INTERNET, talks) == [server] * 2
-        returned = [
-            router.arrived(isp, f"-d 2001:db8:101::/48 -p {proto}", 6) for isp in OWNER.values() for proto in PROTOS
-        ]
-        lost = [Talk("2001:db8:101:77::2", "tcp", server, router.lab.link("ISP1"), PORT)]
-        assert router.talk(INTERNET, lost) == [REFUSED]
-        assert [count() for count in returned] == [0] * 4
+        talks.append(Talk("2001:db8:101:77::2", "tcp", server, router.lab.link("ISP1"), PORT))
+        returned = [router.arrived(isp, "-d 2001:db8:101:77::/64", 6) for isp in OWNER.values()]
+        for text in ("up", "down"):
+            router.say("ISP1", text)
+            router.rebuild()
+            assert router.talk(INTERNET, talks) == [server, server, REFUSED]
+        assert [count() for count in returned] == [0, 0]
         assert router.foreign() == 0
