@@ -46,7 +46,7 @@ def assert_unhurt(stream: flows.Stream, long: flows.LongFlows, seconds: float, i
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("ipv6", "backend", "default"), [("snat", "nft", None), ("none", "legacy", "ISP1"), ("snat", "legacy", "ISP2")]
+    ("ipv6", "backend", "default"), [("snat", "nft", None), ("none", "legacy", "ISP1"), ("npt", "legacy", "ISP2")]
 )
 def test_rebuilds_under_load_hurt_nobody(
     tmp_path: Path, ipv6: str, backend: str, default: str | None, long: bool
