@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lsmpy import LsmpyError, config, links, netlink, standing, state, verdict, wire
-from lsmpy.prober import Prober, Target, clock_ns, trials
+from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
 _TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
-_HEAD_START_NS = _S // 20  # for the gateways to say where they are, before the first probe
 _MANY_TARGETS = 50
 _MOST_SLACK_NS = 100_000_000
 
@@ -76,14 +75,14 @@ class Daemon:
             ProbeError: `once`, and the probes of a full window leave it open whether an ISP is up.
         """
         for selector in (self._selector, self._urgent):
-            selector.register(signals, selectors.EVENT_READ, lambda: self._signal(signals))
+            selector.register(signals, selectors.EVENT_READ, lambda _: self._signal(signals))
         while not (once and self._finished()):
             wake_ns = min(self._files_ns, self._agenda[0][0])
             self._selector.select(max(0, wake_ns - clock_ns()) / _S)
             # Before looking what is there, so that nothing is judged as missing that had arrived by then.
             now_ns = clock_ns()
             for key, _ in self._selector.select(0):
-                key.data()
+                key.data(now_ns)
             if now_ns > wake_ns + _STALL_NS:
                 for prober in self._probers:
                     prober.stalled()
@@ -94,8 +93,14 @@ class Daemon:
                 self._reload()
             self._caught = b""
             # What arrives meanwhile is taken in together: it bears the kernel's time stamps, and waking costs most.
-            self._urgent.select(self._slack_ns / _S)
+            self._urgent.select(self._pause_ns() / _S)
         self._tell(clock_ns())
+
+    def _pause_ns(self) -> int:
+        """For how long more may gather; what may change a status waits for nothing."""
+        turning = (target.next_ns for each in self._probers for target in each.turning.values())
+        first_ns = min(turning, default=None)
+        return self._slack_ns if first_ns is None else max(0, min(self._slack_ns, first_ns - clock_ns()))
 
     def _signal(self, signals: socket.socket) -> None:
         self._caught += signals.recv(64)
@@ -116,7 +121,8 @@ class Daemon:
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
         self._blamed -= self._acquitted()
-        for text in sorted(verdict.blamed(trials(self._probers)) - self._blamed):
+        ill = not all(each.is_well() for each in self._probers)
+        for text in sorted(verdict.blamed(trials(self._probers)) - self._blamed) if ill else ():
             log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
             self._blamed |= {text}
         for prober in self._probers:
@@ -160,19 +166,17 @@ class Daemon:
             raise ProbeError(f"{names}: neither up nor down: {why}. The state file is unchanged")
         return not unknown
 
-    def _listen(self) -> None:
-        """Hear from the kernel what changes; of routes only if that matters, for a router may have a million."""
-        if self._kernel:
-            for selector in (self._selector, self._urgent):
-                selector.unregister(self._kernel)
-            self._kernel.close()
-        follows = any(each.isp.follows for each in self._probers)
-        self._kernel = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
-        self._kernel.setblocking(False)
+    def _listen(self, kernel: socket.socket) -> None:
+        """Hear by this socket from now on what the kernel changes."""
         for selector in (self._selector, self._urgent):
-            selector.register(self._kernel, selectors.EVENT_READ, functools.partial(self._look, self._kernel))
+            if self._kernel:
+                selector.unregister(self._kernel)
+            selector.register(kernel, selectors.EVENT_READ, functools.partial(self._look, kernel))
+        if self._kernel:
+            self._kernel.close()
+        self._kernel = kernel
 
-    def _look(self, kernel: socket.socket) -> None:
+    def _look(self, kernel: socket.socket, now_ns: int) -> None:
         """Something has changed: see what the kernel has now."""
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -181,10 +185,9 @@ class Daemon:
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:  # that much has changed
                         raise
-        self._see(clock_ns())
+        self._see(links.look(any(each.isp.follows for each in self._probers)), now_ns)
 
-    def _see(self, now_ns: int) -> None:
-        snapshot = links.look(any(each.isp.follows for each in self._probers))
+    def _see(self, snapshot: links.Snapshot, now_ns: int) -> None:
         for prober in self._probers:
             prober.see(snapshot, now_ns)
 
@@ -200,20 +203,29 @@ class Daemon:
         router = config.load(self._path, probing=True)
         directory = self._given or Path(router.state_dir)
         state.require_directory(directory)
+        old = {each.isp.name: each for each in self._probers}
+        # All that can fail comes first, and what it has opened until then is closed again.
+        with contextlib.ExitStack() as new:
+            ports = [
+                old[isp.name].port if isp.name in old else new.enter_context(contextlib.closing(wire.Port()))
+                for isp in router.isps
+            ]
+            follows = any(isp.follows for isp in router.isps)
+            kernel = new.enter_context(contextlib.closing(_hear_of_changes(follows)))
+            snapshot = links.look(follows)
+            new.pop_all()
         for warning in router.warnings:
             log.warning("%s", warning)
-        old = {each.isp.name: each for each in self._probers}
-        ports = [old[isp.name].port if isp.name in old else wire.Port() for isp in router.isps]
-        probers = [
+        self._directory = directory
+        self._probers = [
             Prober(isp, port, self._selector, old.pop(isp.name, None))
             for isp, port in zip(router.isps, ports, strict=True)
         ]
         for gone in old.values():
             gone.close()
-        self._directory, self._probers = directory, probers
-        self._listen()
+        self._listen(kernel)
         now_ns = clock_ns()
-        self._see(now_ns)
+        self._see(snapshot, now_ns)
         self._plan(now_ns)
 
     def _plan(self, now_ns: int) -> None:
@@ -223,12 +235,22 @@ class Daemon:
         for prober in self._probers:
             for target in prober.targets:
                 later_ns = next(place) * prober.isp.probe.interval_ms * 1_000_000 // count
-                target.due_ns = now_ns + _HEAD_START_NS + later_ns
+                target.due_ns = target.next_ns = now_ns + HEAD_START_NS + later_ns
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)
         # A tenth of the interval with many targets, and next to nothing with few, which have little to take together.
         self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS) * min(count, _MANY_TARGETS) // _MANY_TARGETS
+
+
+def _hear_of_changes(follows: bool) -> socket.socket:
+    """A socket that tells of changes; of routes only if that matters, for a router may have a million."""
+    try:
+        opened = netlink.open_socket(netlink.LINKS | netlink.ADDRESSES | (netlink.ROUTES if follows else 0))
+    except OSError as error:
+        raise ProbeError(f"the kernel does not tell of changes of its interfaces: {error.strerror}") from error
+    opened.setblocking(False)
+    return opened
 
 
 def settle(directory: Path, name: str, said: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lsmpy import dial, standing, uplink, verdict, wire
@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 _MS, _S = 1_000_000, 1_000_000_000  # nanoseconds
 _REFRESH_NS = 30 * _S  # how old a gateway's hardware address may be while probes are answered
 _MOST_REASONS = 3  # in a line of the log
+_CALLS = ("tcp", "dns")  # checks by the kernel's own sockets
 _ASK_AGAIN_NS = _S // 4  # how often it is asked for while they are not
+HEAD_START_NS = _S // 20  # for a gateway to say where it is, before the first probe
 
 
 def clock_ns() -> int:
@@ -29,8 +31,14 @@ def clock_ns() -> int:
 
 @dataclass(slots=True)
 class Hop:
-    """Where on the link a gateway was last heard, which holds until something newer is."""
+    """Where on the link a gateway was last heard, which holds until something newer is.
 
+    Attributes:
+        since_ns: since when it is looked for.
+    """
+
+    address: Address
+    since_ns: int
     mac: bytes = b""
     asked_ns: int = 0
     asked_from: bytes = b""  # our hardware address, which the question also tells
@@ -45,7 +53,9 @@ class Target:
         number: its place among the targets of its port.
         flight: its probes under way.
         times: their last round trip times.
-        path: how it is reached now, or why it is not.
+        path: how it is reached now, or why it is not; `hop` is the gateway on it, if it must be asked for.
+        ends: who answers it, and to whom.
+        next_ns: when there is something to do for it.
         silent_ns: when the first of the last probes that were all lost was given up.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
         reason: of the present losses, where there is more than silence.
@@ -60,10 +70,13 @@ class Target:
     times: standing.Window = field(default_factory=lambda: standing.Window(verdict.WINDOW))
     path: Path | Fault = field(default_factory=lambda: Fault("not looked for yet"))
     address: Address | None = None
+    ends: tuple[bytes, bytes] = (b"", b"")
+    hop: Hop | None = None
     request: wire.Echo | None = None
     calls: dict[int, dial.Call] = field(default_factory=dict)
     counter: int = 0
     due_ns: int = 0
+    next_ns: int = 0
     silent_ns: int = 0
     cannot: str = ""
     reason: str = ""
@@ -102,6 +115,9 @@ class Prober:
         for gone in known.values():
             self._hang_up(gone)
         self._by_number = {each.number: each for each in self.targets}
+        self._by_address: dict[bytes, list[Target]] = {}
+        # Those whose next samples may change their status.
+        self.turning = {each.number: each for each in self.targets if verdict.is_turning(each.link)}
         register = selector.modify if old else selector.register
         register(port, selectors.EVENT_READ, self.receive)
 
@@ -121,26 +137,46 @@ class Prober:
         for target in self.targets:
             address = target.check.address
             self._lead(target, gateway if address is None else paths[4 if address.version == 4 else 6], now_ns)
+        self._by_address = {}
+        for target in self.targets:
+            self._by_address.setdefault(target.ends[0], []).append(target)
         found = [each.path for each in self.targets if isinstance(each.path, Path)]
         if found:
             hops = tuple({path.hop: None for path in found if path.hop is not None})
             self._bind(found[0], hops)
             for path in dict.fromkeys(found):
-                self._look_for(path, now_ns, False)
+                if path.needs_mac and path.hop is not None:
+                    self._look_for(self._hops[path.hop], path, now_ns, False)
 
     def _lead(self, target: Target, path: Path | Fault, now_ns: int) -> None:
         if path == target.path:
             return
-        target.path, target.cannot = path, ""
+        was = target.path
+        target.path, target.hop = path, None
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
-            target.link = verdict.Link(status="down")
-            target.silent_ns, target.reason = now_ns, ""
+            self._know(target, verdict.Link(status="down"))
+            target.silent_ns, target.reason, target.cannot = now_ns, "", ""
             self._hang_up(target)
             self.changed = True
             return
         target.address = target.check.address or path.hop
+        target.ends = (target.address.packed if target.address else b"", path.source.packed)
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
+        if path.needs_mac and path.hop is not None:
+            target.hop = self._hops.setdefault(path.hop, Hop(path.hop, now_ns))
+        if target.check.kind not in _CALLS:  # which find out for themselves
+            self._test(target, _obstacle(target, path))
+            if target.cannot and isinstance(was, Fault):
+                self._know(target, verdict.Link())  # what was wrong is over, and more is not known
+
+    def _test(self, target: Target, cannot: str = "") -> None:
+        """It can be tested from now on, or it cannot."""
+        if cannot and not target.cannot:
+            log.warning("%s: %s cannot be tested: %s", self.isp.name, target.text, cannot)
+        elif target.cannot and not cannot:
+            log.info("%s: %s is tested again", self.isp.name, target.text)
+        target.cannot = cannot
 
     def _bind(self, path: Path, hops: tuple[Address, ...]) -> None:
         bound = (path.link.index, path.link.kind, hops)
@@ -152,70 +188,102 @@ class Prober:
 
     def advance(self, target: Target, now_ns: int) -> int:
         """Judge and send what is due for a target; returns when there is something to do next."""
-        for sample in target.flight.fates(now_ns):
-            self._count(target, sample, now_ns)
+        deadline_ns = target.flight.deadline_ns()
+        if deadline_ns is not None and now_ns >= deadline_ns:
+            self._judge_probes(target, now_ns)
         if now_ns >= target.due_ns:
             interval_ns = self.isp.probe.interval_ms * _MS
             target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
         deadline_ns = target.flight.deadline_ns()
-        return target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
+        target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
+        return target.next_ns
 
     def stalled(self) -> None:
         """The machine slept: what is unanswered now was not lost by the link."""
         for target in self.targets:
             target.flight.forget()
 
-    def receive(self) -> None:
-        """Take in what has arrived. What does not fit a probe of ours in every respect is no answer."""
-        for heard in self.port.receive():
-            if isinstance(heard, (wire.Sent, wire.Reply)):
-                self._concerned(heard)
-            elif isinstance(heard, wire.Neighbour):
-                self._neighbour(heard)
-            else:
-                for each in self.targets:
-                    if each.address == heard.target:
-                        each.flight.unreachable(heard.seq, f"{heard.reason}, says {heard.by}")
+    def receive(self, now_ns: int) -> None:
+        """Take in what has arrived, and judge what was sent in time to have arrived by `now_ns`.
 
-    def _concerned(self, heard: wire.Sent | wire.Reply) -> None:
-        target = self._by_number.get(heard.target)
-        if target is None or target.address is None or isinstance(target.path, Fault):
+        What does not fit a probe of ours in every respect is no answer.
+        """
+        answered: dict[int, Target] = {}
+        heard_ns = 0
+        for heard in self.port.receive():
+            heard_ns = heard_ns or clock_ns()  # after all of it has arrived
+            if isinstance(heard, wire.Sent):
+                if target := self._by_number.get(heard.target):
+                    target.flight.left(heard.counter, heard.at_ns)
+            elif isinstance(heard, wire.Reply):
+                if target := self._by_number.get(heard.target):
+                    self._replied(target, heard, heard_ns)
+                    answered[heard.target] = target
+            elif isinstance(heard, wire.Neighbour):
+                answered |= {each.number: each for each in self._neighbour(heard, heard_ns)}
+            else:
+                self._complaint(heard)
+        for target in answered.values():
+            self._judge_probes(target, now_ns)
+
+    def _replied(self, target: Target, heard: wire.Reply, now_ns: int) -> None:
+        if isinstance(target.path, Fault):
             return
-        if isinstance(heard, wire.Sent):
-            target.flight.left(heard.counter, heard.at_ns)
-        elif heard.source == target.address.packed and heard.destination == target.path.source.packed:
-            target.flight.answered(heard.counter, heard.at_ns, clock_ns())
-        else:
+        if (heard.source, heard.destination) == target.ends:
+            target.flight.answered(heard.counter, heard.tag, heard.at_ns, now_ns)
+        elif target.flight.is_true(heard.counter, heard.tag):
             target.foreign += 1
 
-    def _neighbour(self, heard: wire.Neighbour) -> None:
+    def _neighbour(self, heard: wire.Neighbour, now_ns: int) -> Iterator[Target]:
+        """Learn where a gateway is; whose check that answers."""
         if hop := self._hops.get(heard.address):
             hop.mac = heard.mac
-        for target in self.targets:
+        for target in self._by_address.get(heard.address.packed, ()):
             number = target.flight.newest()  # nothing in it tells which question it answers; LSM does the same
-            if target.check.kind == "neighbour" and target.address == heard.address and number is not None:
-                target.flight.answered(number, heard.at_ns, clock_ns())
+            if target.check.kind == "neighbour" and number is not None:
+                target.flight.answered(number, b"", heard.at_ns, now_ns)
+                yield target
+
+    def _complaint(self, heard: wire.Complaint) -> None:
+        """Have it explained, once for each probe: that takes long, and anybody may send as many as he wants."""
+        concerned = [each for each in self._by_address.get(heard.target, ()) if each.flight.is_unexplained(heard.seq)]
+        if concerned:
+            error = wire.parse_error(heard.protocol, heard.packet, self.port.ident)
+            reason = f"{error.reason}, says {error.by}" if error else "somebody sends errors that nobody understands"
+            for each in concerned:
+                each.flight.unreachable(heard.seq, reason)
 
     def _probe(self, target: Target, path: Path, now_ns: int) -> None:
-        number = target.counter
-        target.counter += 1
-        if target.check.kind in ("tcp", "dns") and target.address is not None:
-            self._call(target, path, target.address, number)
+        if target.check.kind in _CALLS and target.address is not None:
+            self._call(target, path, target.address)
+        elif target.cannot or target.address is None:
             return
-        if target.check.kind != "neighbour":
-            self._look_for(path, now_ns, target.link.lost_in_a_row > 0)
-        target.flight.sent(number, clock_ns(), time.time_ns())
-        if target.check.kind == "neighbour":
-            self._ask(path, now_ns)
-        elif target.address is not None:
-            mac = self._hops[path.hop].mac if path.needs_mac and path.hop in self._hops else b""
-            if target.request is None:
-                target.request = self.port.echo(path.source, target.address, target.number)
-            if mac or not path.needs_mac:
-                self.port.probe(target.request, target.number, number, target.address.version, mac)
+        elif target.check.kind == "neighbour" and target.hop is not None:
+            target.flight.sent(self._next(target), clock_ns(), time.time_ns())
+            self._ask(target.hop, path, now_ns)
+        else:
+            self._echo(target, path, target.address, now_ns)
         self._tell_problem()
+
+    def _next(self, target: Target) -> int:
+        target.counter += 1
+        return target.counter - 1
+
+    def _echo(self, target: Target, path: Path, address: Address, now_ns: int) -> None:
+        hop = target.hop
+        if hop is not None:
+            self._look_for(hop, path, now_ns, target.link.lost_in_a_row > 0)
+            if not hop.mac and now_ns < hop.since_ns + HEAD_START_NS:
+                return  # it has just been asked for
+        if target.request is None:
+            target.request = self.port.echo(path.source, address, target.number)
+        number, tag = self._next(target), b""
+        sent_ns, left_ns = clock_ns(), time.time_ns()
+        if hop is None or hop.mac:
+            tag = self.port.probe(target.request, number, address.version, hop.mac if hop else b"")
+        target.flight.sent(number, sent_ns, left_ns, tag)
 
     def _tell_problem(self) -> None:
         problem = self.port.problem
@@ -225,43 +293,37 @@ class Prober:
             log.info("%s: probes are sent on %s again", self.isp.name, self.isp.interface)
         self._problem = problem
 
-    def _look_for(self, path: Path, now_ns: int, unanswered: bool) -> None:
+    def _look_for(self, hop: Hop, path: Path, now_ns: int, unanswered: bool) -> None:
         """Ask where the gateway is if that is not known well enough."""
-        if path.needs_mac and path.hop is not None:
-            hop = self._hops.setdefault(path.hop, Hop())
-            patience_ns = _ASK_AGAIN_NS if unanswered or not hop.mac else _REFRESH_NS
-            if hop.asked_from != path.link.mac or now_ns >= hop.asked_ns + patience_ns:
-                self._ask(path, now_ns)
+        patience_ns = _ASK_AGAIN_NS if unanswered or not hop.mac else _REFRESH_NS
+        if now_ns >= hop.asked_ns + patience_ns or hop.asked_from != path.link.mac:
+            self._ask(hop, path, now_ns)
 
-    def _ask(self, path: Path, now_ns: int) -> None:
-        if path.hop is not None and path.needs_mac:
-            hop = self._hops.setdefault(path.hop, Hop())
-            self.port.ask(wire.solicitation(path.link.mac, path.source, path.hop))
-            hop.asked_ns, hop.asked_from = now_ns, path.link.mac
+    def _ask(self, hop: Hop, path: Path, now_ns: int) -> None:
+        self.port.ask(wire.solicitation(path.link.mac, path.source, hop.address))
+        hop.asked_ns, hop.asked_from = now_ns, path.link.mac
 
-    def _call(self, target: Target, path: Path, address: Address, number: int) -> None:
+    def _call(self, target: Target, path: Path, address: Address) -> None:
         family: Family = 4 if address.version == 4 else 6
         on_link = path.hop is None or any(address in each.network for each in self.isp.addresses(family))
         try:
             call = dial.Call(target.check, address, path, on_link)
         except dial.CannotTestError as error:
-            if not target.cannot:
-                log.warning("%s: %s cannot be tested: %s", self.isp.name, target.text, error)
-            target.cannot = str(error)
+            self._test(target, str(error))
             return
-        if target.cannot:
-            log.info("%s: %s is tested again", self.isp.name, target.text)
-        target.cannot = ""
+        self._test(target)
+        number = self._next(target)
         target.flight.sent(number, clock_ns())
         target.calls[number] = call
         event = selectors.EVENT_READ if call.awaits_reading else selectors.EVENT_WRITE
-        self._selector.register(call, event, lambda: self._called(target, number))
+        self._selector.register(call, event, lambda now_ns: self._called(target, number, now_ns))
 
-    def _called(self, target: Target, number: int) -> None:
+    def _called(self, target: Target, number: int, now_ns: int) -> None:
         call = target.calls.get(number)  # what came before it in the same turn may have ended it
         if call is not None and (answer := call.outcome()) is not None:
             self._end_call(target, number)
             target.flight.ended(number, answer.rtt_ns, answer.reason)
+            self._judge_probes(target, now_ns)
 
     def _end_call(self, target: Target, number: int) -> None:
         call = target.calls.pop(number)
@@ -276,9 +338,20 @@ class Prober:
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
+    def _judge_probes(self, target: Target, now_ns: int) -> None:
+        for sample in target.flight.fates(now_ns):
+            self._count(target, sample, now_ns)
+
+    def _know(self, target: Target, link: verdict.Link) -> None:
+        self.changed |= link.status != target.link.status
+        target.link = link
+        if verdict.is_turning(link):
+            self.turning[target.number] = target
+        else:
+            self.turning.pop(target.number, None)
+
     def _count(self, target: Target, sample: Sample, now_ns: int) -> None:
-        before = target.link.status
-        target.link = verdict.step(target.link, sample.rtt_ns, self.isp.probe)
+        self._know(target, verdict.step(target.link, sample.rtt_ns, self.isp.probe))
         if target.link.lost_in_a_row == 1:
             target.silent_ns = now_ns
         target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
@@ -286,7 +359,10 @@ class Prober:
         if target.calls:
             for number in [each for each in target.calls if each not in target.flight]:
                 self._end_call(target, number)
-        self.changed |= target.link.status != before
+
+    def is_well(self) -> bool:
+        """Whether nothing fails, as far as the last probes say."""
+        return not any(each.link.lost_in_a_row or each.link.status == "down" for each in self.targets)
 
     def judge(self, blamed: frozenset[str], now_ns: int) -> bool:
         """Come to a status, not counting the `blamed` targets; returns whether it is another one, and up or down."""
@@ -319,7 +395,7 @@ class Prober:
     def begin_anew(self, target: Target) -> None:
         """Judge a target as if it had just been configured, unless there is no way to it."""
         if isinstance(target.path, Path):
-            target.link = verdict.Link()
+            self._know(target, verdict.Link())
 
     def _reasons(self) -> str:
         """Why the status is what it is: the targets that have it too."""
@@ -343,8 +419,12 @@ class Prober:
             )
             for each in self.targets
         }
+        untested = [str(each) for each in self.targets if each.cannot]
+        why = self.why
+        if len(untested) == len(self.targets):
+            why = untested[0] + (f"; before that {why}" if self.status != "unknown" else "")
         held_until = time.time() + held_ns / _S if held_ns > 0 else 0.0
-        return standing.IspStanding(self.status, self.since_s, self.why, round(held_until, 1), targets)
+        return standing.IspStanding(self.status, self.since_s, why, round(held_until, 1), targets)
 
 
 def trials(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Trial]]:
@@ -353,3 +433,12 @@ def trials(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Trial]]:
         prober.isp.name: {each.text: prober.trial(each) for each in prober.targets if each.check.address is not None}
         for prober in probers
     }
+
+
+def _obstacle(target: Target, path: Path) -> str:
+    """Why a target cannot be tested on this path; empty if it can."""
+    if target.address is None:
+        return f"{path.link.name} has no gateway at the moment"
+    if target.check.kind == "neighbour" and target.hop is None:
+        return f"{path.link.name} is a link on which nobody can be asked for"
+    return ""

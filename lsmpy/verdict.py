@@ -98,6 +98,11 @@ def is_silent(link: Link, limits: model.Probe) -> bool:
     return link.lost_in_a_row >= max(1, limits.max_successive_pkts_lost - 1)
 
 
+def is_turning(link: Link) -> bool:
+    """Whether the last sample spoke against the status, so that the next ones may change it."""
+    return bool(link.received_in_a_row if link.status == "down" else link.lost_in_a_row)
+
+
 def blamed(trials: Mapping[str, Mapping[str, Trial]]) -> frozenset[str]:
     """The check targets that are dead themselves, of those that several ISPs probe.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import functools
-import hashlib
+import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from msgspec import Struct
@@ -25,25 +24,36 @@ Address = IPv4Address | IPv6Address
 ETH_IPV4, ETH_ARP, ETH_IPV6 = 0x0800, 0x0806, 0x86DD
 _ETHER_TYPE = {4: ETH_IPV4, 6: ETH_IPV6}
 _BROADCAST = b"\xff" * 6
-_LARGEST = 2048  # of the packets that are of interest; longer ones are cut and then do not match
-# Packets a call of `receive`: more than a socket's buffer holds, so that whatever waits when it begins is taken in,
-# and few enough that a flood cannot keep the caller from its clock.
-_MOST_AT_ONCE = 1024
-_MOST_ERRORS_AT_ONCE = 16  # scapy needs most of a millisecond to read one
+# What a socket's ring holds: so many packets, and of each so much beside its header; longer ones are cut and then do
+# not match. So many are also taken in at once: whatever waits when that begins, and no more however much arrives.
+_SLOTS, _SLOT = 512, 512
+_LARGEST = 2048  # of what the kernel gives back of our own packets
 
 # <linux/if_packet.h>, <linux/if_ether.h>, <linux/if_arp.h>, <asm/socket.h>, <linux/net_tstamp.h>, <linux/filter.h>;
 # the socket module lacks them.
-_SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
+_SOL_PACKET, _PACKET_RX_RING, _PACKET_VERSION, _PACKET_IGNORE_OUTGOING = 263, 5, 10, 23
+_TPACKET_V2, _TP_STATUS_KERNEL, _TP_STATUS_USER = 1, 0, 1
 _ETH_P_ALL, ARPHRD_ETHER = 3, 1
 _SO_ATTACH_FILTER, _SO_TIMESTAMPING = 26, 37
 _STAMPS = 1 << 1 | 1 << 3 | 1 << 4  # SOF_TIMESTAMPING: TX_SOFTWARE, RX_SOFTWARE, SOFTWARE
 _SKF_AD_PROTOCOL = 0xFFFFF000
 
+# struct tpacket2_hdr: status, captured length, offset of the packet, seconds, nanoseconds; and, in the struct
+# sockaddr_ll that follows, the EtherType.
+_SLOT_HEAD, _ETHER_TYPE_AT = struct.Struct("=I4xI2xHII"), struct.Struct("!34xH")
+_STATUS = struct.Struct("I")
+
 _ANCILLARY, _STAMP = 256, struct.Struct("=qq")
 
 # What an echo request carries: nonce, target, counter, tag, and as much more as ping(8) would send.
 _PAYLOAD = struct.Struct("!4sIQ8s32x")
-_TAGGED = struct.Struct("!IQ")
+_TAG = 8
+# Headers, as far as they matter: of IPv4 first byte, length, fragment, protocol, addresses; of IPv6 first word, length,
+# protocol, hop limit, addresses; of ICMP type, code, identifier, sequence number, and then the payload.
+_IPV4, _IPV6 = struct.Struct("!BxH2xHxB2x4s4s"), struct.Struct("!IHBB16s16s")
+_ECHO = struct.Struct("!BB2xHH4sIQ8s32x")
+# The addressee and the sequence number of the request that an ICMP error is about, which lies after its 8 bytes.
+_ABOUT4, _ABOUT6 = struct.Struct("!24x4s6xH"), struct.Struct("!32x16s6xH")
 _PATCH, _WORDS = struct.Struct("!Q8s"), struct.Struct("!8H")  # what differs, and its words for the checksum
 _VARYING, _FILLING = struct.Struct("!HHH"), bytes(32)
 
@@ -61,10 +71,11 @@ class Sent(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """An answer that carries the tag of a probe of ours; whether it is between the right two is for the receiver."""
+    """An answer to a probe of this port, or a lie; whether tag and addresses are the right ones is for the receiver."""
 
     target: int
     counter: int
+    tag: bytes
     source: bytes
     destination: bytes
     at_ns: int
@@ -93,7 +104,21 @@ class Unreachable(Struct, frozen=True):
     reason: str
 
 
-Heard = Sent | Reply | Neighbour | Unreachable
+class Complaint(Struct, frozen=True):
+    """What may be an ICMP error about a probe of ours, before `parse_error` has had a closer look, which takes long.
+
+    Attributes:
+        target, seq: the address that was probed, and the low 16 bits of the probe's counter.
+        protocol, packet: all of it.
+    """
+
+    target: bytes
+    seq: int
+    protocol: int
+    packet: bytes
+
+
+Heard = Sent | Reply | Neighbour | Complaint
 
 
 class Echo(Struct, frozen=True):
@@ -174,8 +199,7 @@ class Port:
         """
         self.problem = ""
         self.ident = int.from_bytes(os.urandom(2), "big")
-        self._nonce, self._key = os.urandom(4), os.urandom(16)
-        self._marks = Marks(self.ident, self._nonce, self._tag)
+        self._nonce = os.urandom(4)
         self._interface, self._kind = "", 0
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
@@ -185,7 +209,12 @@ class Port:
             ) from error
         self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _STAMPS)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        try:
+            self._ring = _open_ring(self._socket)
+        except OSError as error:
+            self._socket.close()
+            raise WireError(f"cannot open a packet socket: no memory for its packets: {error.strerror}") from error
+        self._slot = 0
 
     def fileno(self) -> int:
         """For a selector."""
@@ -193,13 +222,14 @@ class Port:
 
     def close(self) -> None:
         """Close the socket."""
+        self._ring.close()
         self._socket.close()
 
     def bind(self, interface: str, kind: int, hops: tuple[Address, ...]) -> None:
         """Use this interface, of this hardware type (ARPHRD_…), with these gateways to hear of, from now on."""
-        attach_filter(self._socket, self._nonce, self.ident, hops)
         self._interface, self._kind, self.problem = interface, kind, ""
         try:
+            attach_filter(self._socket, self._nonce, self.ident, hops)
             self._socket.bind((interface, _ETH_P_ALL))
         except OSError as error:
             self._fail(error)
@@ -208,9 +238,14 @@ class Port:
         """The echo request of this port's target number `number`."""
         return echo(source, target, self.ident, self._nonce, number)
 
-    def probe(self, request: Echo, number: int, counter: int, version: int, mac: bytes) -> None:
-        """Send an echo request to the hardware address `mac`, which is empty on links without."""
-        self._send(request.packet(counter, self._tag(number, counter)), _ETHER_TYPE[version], mac)
+    def probe(self, request: Echo, counter: int, version: int, mac: bytes) -> bytes:
+        """Send an echo request to the hardware address `mac`, which is empty on links without.
+
+        Returns its tag, which nobody can guess, so that an answer that has it proves that the request arrived.
+        """
+        tag = os.urandom(_TAG)
+        self._send(request.packet(counter, tag), _ETHER_TYPE[version], mac)
+        return tag
 
     def ask(self, question: Question) -> None:
         """Ask the link for a gateway's hardware address."""
@@ -219,24 +254,20 @@ class Port:
     def receive(self) -> Iterator[Heard]:
         """What has arrived and concerns probes, without waiting."""
         # Frames first: what the kernel says of a probe's departure was there before its answer.
-        frames = list(self._frames(0))
-        for data, _, at_ns in self._frames(socket.MSG_ERRQUEUE):
-            with contextlib.suppress(struct.error):
-                nonce, target, counter, _ = _PAYLOAD.unpack(data[-_PAYLOAD.size :])
-                if nonce == self._nonce:
-                    yield Sent(target, counter, at_ns)
-        errors = 0
+        frames = list(self._frames())
+        if not frames:
+            self._take_error()
+        for data, at_ns in self._stamps():
+            try:
+                nonce, target, counter, _ = _PAYLOAD.unpack_from(data, len(data) - _PAYLOAD.size)
+            except struct.error:  # a question for a gateway
+                continue
+            if nonce == self._nonce:
+                yield Sent(target, counter, at_ns)
         for data, protocol, at_ns in frames:
-            heard: Heard | None = parse(protocol, data, at_ns, self._marks)
-            if heard is None and errors < _MOST_ERRORS_AT_ONCE:
-                errors += 1
-                heard = parse_error(protocol, data, self.ident)
+            heard = parse(protocol, data, at_ns, self.ident, self._nonce) or complaint(protocol, data)
             if heard is not None:
                 yield heard
-
-    def _tag(self, number: int, counter: int) -> bytes:
-        """What only we could have put into this probe, so that an answer proves that it arrived."""
-        return hashlib.blake2b(_TAGGED.pack(number, counter), key=self._key, digest_size=8).digest()
 
     def _send(self, packet: bytes, protocol: int, mac: bytes) -> None:
         try:
@@ -251,54 +282,98 @@ class Port:
         elif error.errno not in (errno.ENOBUFS, errno.EAGAIN):  # a full queue: a link's normal way to lose a packet
             self.problem = f"{self._interface}: {error.strerror}"
 
-    def _frames(self, queue: int) -> Iterator[tuple[bytes, int, int]]:
-        """Data, EtherType and time of what waits in one of the socket's queues."""
-        for _ in range(_MOST_AT_ONCE):
-            try:
-                data, ancillary, _, address = self._socket.recvmsg(_LARGEST, _ANCILLARY, queue)
-            except BlockingIOError:
+    def _take_error(self) -> None:
+        """That the interface has gone down or away wakes us until we have read it; others say it in words."""
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def _frames(self) -> Iterator[tuple[bytes, int, int]]:
+        """Data, EtherType and time of what waits in the ring."""
+        ring = self._ring
+        for _ in range(_SLOTS):
+            at = self._slot * _SLOT
+            status, length, offset, seconds, nanoseconds = _SLOT_HEAD.unpack_from(ring, at)
+            if not status & _TP_STATUS_USER:
                 return
-            except OSError:  # the interface has gone down or away, which is told once
-                continue
+            (protocol,) = _ETHER_TYPE_AT.unpack_from(ring, at)
+            data = ring[at + offset : at + offset + length]
+            _STATUS.pack_into(ring, at, _TP_STATUS_KERNEL)
+            self._slot = (self._slot + 1) % _SLOTS
+            yield data, protocol, seconds * 1_000_000_000 + nanoseconds
+
+    def _stamps(self) -> Iterator[tuple[bytes, int]]:
+        """What has been sent, and when it left."""
+        while True:
+            try:
+                data, ancillary, _, _ = self._socket.recvmsg(_LARGEST, _ANCILLARY, socket.MSG_ERRQUEUE)
+            except OSError:  # for want of any more
+                return
             if ancillary:  # the stamp comes first, and in it, of three, that of the software
                 seconds, nanoseconds = _STAMP.unpack_from(ancillary[0][2])
-                yield data, address[1] if address else 0, seconds * 1_000_000_000 + nanoseconds
+                yield data, seconds * 1_000_000_000 + nanoseconds
 
 
-class Marks(Struct, frozen=True):
-    """By what an answer to a probe of one port is known.
+def _open_ring(sock: socket.socket) -> mmap.mmap:
+    """Let the kernel put what arrives into memory of ours, which costs no system call for a packet.
 
-    Attributes:
-        ident: the ICMP identifier.
-        nonce: with which the payload begins.
-        tag: tells the tag that probe COUNTER of target NUMBER has.
+    Documentation/networking/packet_mmap.rst. Raises OSError.
     """
+    sock.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V2)
+    size = _SLOTS * _SLOT
+    block = max(mmap.PAGESIZE, _SLOT)
+    sock.setsockopt(_SOL_PACKET, _PACKET_RX_RING, struct.pack("=IIII", block, size // block, _SLOT, _SLOTS))
+    return mmap.mmap(sock.fileno(), size)
 
-    ident: int
-    nonce: bytes
-    tag: Callable[[int, int], bytes]
 
+def parse(protocol: int, packet: bytes, at_ns: int, ident: int, nonce: bytes) -> Reply | Neighbour | None:
+    """What a packet of an EtherType means to us, None for everything else; never raises, whatever the packet holds.
 
-def parse(protocol: int, packet: bytes, at_ns: int, marks: Marks) -> Reply | Neighbour | None:
-    """What a packet of an EtherType means to us, None for everything else; never raises, whatever the packet holds."""
-    with contextlib.suppress(struct.error):  # cut short somewhere
-        if protocol == ETH_ARP:
-            return _arp(packet, at_ns)
+    Args:
+        protocol, packet, at_ns: the EtherType, what follows the link's header, and when it arrived.
+        ident, nonce: by which answers to our probes are known.
+    """
+    try:
         if protocol == ETH_IPV4:
-            version, _, length, _, fragment, _, kind = struct.unpack_from("!BBHHHBB", packet)
+            version, length, fragment, kind, source, destination = _IPV4.unpack_from(packet)
             header = (version & 0xF) * 4
-            if version >> 4 == 4 and header >= 20 and kind == socket.IPPROTO_ICMP and not fragment & 0x3FFF:
-                ends = packet[12:16], packet[16:20]
-                return _echo_reply(0, ends, packet[header:length], at_ns, marks)
-        if protocol == ETH_IPV6:
-            first, length, kind, hops = struct.unpack_from("!IHBB", packet)
-            if first >> 28 == 6 and kind == socket.IPPROTO_ICMPV6 and 40 + length <= len(packet):
-                message = packet[40 : 40 + length]
-                # Hop limit 255: from this link and nowhere else (RFC 4861, 7.1.2).
-                if message[:2] == b"\x88\x00" and hops == 255 and len(message) >= 24:
-                    return _advertised(message, at_ns)
-                return _echo_reply(129, (packet[8:24], packet[24:40]), message, at_ns, marks)
-    return None
+            if version >> 4 != 4 or header < 20 or kind != socket.IPPROTO_ICMP or fragment & 0x3FFF:
+                return None
+            answer = 0
+        elif protocol == ETH_IPV6:
+            first, length, kind, hops, source, destination = _IPV6.unpack_from(packet)
+            header, length = 40, 40 + length
+            if first >> 28 != 6 or kind != socket.IPPROTO_ICMPV6:
+                return None
+            # Hop limit 255: from this link and nowhere else (RFC 4861, 7.1.2).
+            if packet[40:42] == b"\x88\x00" and hops == 255 and 64 <= length <= len(packet):
+                return _advertised(packet[40:length], at_ns)
+            answer = 129
+        else:
+            return _arp(packet, at_ns) if protocol == ETH_ARP else None
+        if length != header + _ECHO.size:
+            return None
+        said, code, its, seq, its_nonce, target, counter, tag = _ECHO.unpack_from(packet, header)
+    except struct.error:  # cut short somewhere
+        return None
+    if (said, code, its, its_nonce) != (answer, 0, ident, nonce) or seq != counter & 0xFFFF:
+        return None
+    return Reply(target, counter, tag, source, destination, at_ns)
+
+
+def complaint(protocol: int, packet: bytes) -> Complaint | None:
+    """What a packet complains of if it is an ICMP error about an echo request; the filter knows that it may be."""
+    try:
+        if protocol == ETH_IPV4:
+            message, errors, about = (packet[0] & 0xF) * 4, (3, 11), _ABOUT4
+        elif protocol == ETH_IPV6:
+            message, errors, about = 40, (1, 3), _ABOUT6
+        else:
+            return None
+        if packet[message] not in errors:
+            return None
+        target, seq = about.unpack_from(packet, message)
+    except (struct.error, IndexError):  # cut short somewhere
+        return None
+    return Complaint(target, seq, protocol, packet)
 
 
 def parse_error(protocol: int, packet: bytes, ident: int) -> Unreachable | None:
@@ -385,16 +460,6 @@ def _arp(packet: bytes, at_ns: int) -> Neighbour | None:
     if (hardware, protocol, lengths) != (1, ETH_IPV4, 0x0604) or operation not in (1, 2) or len(packet) < 28:
         return None
     return _neighbour(packet[14:18], packet[8:14], at_ns)
-
-
-def _echo_reply(reply: int, ends: tuple[bytes, bytes], message: bytes, at_ns: int, marks: Marks) -> Reply | None:
-    kind, code, _, ident, seq = struct.unpack_from("!BBHHH", message)
-    if (kind, code, ident, len(message)) != (reply, 0, marks.ident, 8 + _PAYLOAD.size):
-        return None
-    nonce, target, counter, tag = _PAYLOAD.unpack_from(message, 8)
-    if nonce != marks.nonce or tag != marks.tag(target, counter) or seq != counter & 0xFFFF:
-        return None
-    return Reply(target, counter, *ends, at_ns)
 
 
 def _advertised(message: bytes, at_ns: int) -> Neighbour | None:

@@ -431,7 +431,7 @@ class Trial:
 def detect(quick: bool, tell: Callable[[str], None]) -> Report:
     """See the file's beginning."""
     intervals = (20, 100) if quick else (20, 100, 200, 1000)
-    count = 2 if quick else 10
+    count = 1 if quick else 10
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(Net(len(intervals) + 2))
         *silent, cable, slow = net.providers
@@ -611,7 +611,7 @@ def _our_errors(provider: Provider, wire: Wire, seconds: int, busy: bool) -> lis
     path = PLACE / "ours" / standing.FILE
     with Program("router", argv):
         wait_until(path.exists, "probe.json")
-        end = time.monotonic() + seconds + 2  # a probe counts when the next is sent, and is told a second later at most
+        end = time.monotonic() + seconds + 1  # what counts is told a second later at most
         while time.monotonic() < end:
             time.sleep(0.1)
             known = standing.decode(path.read_text())

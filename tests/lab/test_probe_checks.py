@@ -34,6 +34,22 @@ def test_the_gateway_as_a_neighbour(lab: Lab, family: int) -> None:
     lab.until(1, "up")
 
 
+def test_a_gateway_of_ipv6_answers_whatever_the_firewall_lets_out(lab: Lab) -> None:
+    """Nobody answers its own questions for us then, and it forgets us again and again; each of ours reminds it."""
+    text = ISP.format(n=1, check='["arp"]').replace('"192.0.1.1/24", ', "").replace('"192.0.1.2", ', "")
+    lab.write(text, probe="interval_ms = 100")
+    for chain in ("OUTPUT", "INPUT"):
+        lab.exec("router", "ip6tables", "-w", "-P", chain, "DROP")
+    hurried = ("delay_first_probe_time=1", "retrans_time_ms=100", "base_reachable_time_ms=1000")
+    lab.exec("isp1", "sysctl", "-qw", *(f"net.ipv6.neigh.customer.{each}" for each in hurried))
+    lab.start()
+    lab.until(1, "up")
+    wait_until(lambda: "FAILED" in lab.ip("isp1", "-6 neigh show dev customer"), "the gateway to forget us")
+    before = lab.standing(1).targets["arp"].samples
+    wait_until(lambda: lab.standing(1).targets["arp"].samples >= before + 20, "more probes")
+    assert lab.standing(1).targets["arp"].lost == 0
+
+
 @pytest.mark.parametrize("check", CALLS)
 def test_calls_by_the_rules_of_source(lab: Lab, check: str) -> None:
     lab.configure(f'["{check}"]', f'["{check}"]')

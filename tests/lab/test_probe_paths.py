@@ -1,5 +1,8 @@
 """lsmpy-probe finds its way: links without neighbours, two gateways on one link, addresses and gateways that change."""
 
+import select
+import sys
+
 import pytest
 
 from tests.lab.probe_kit import ISP, TARGET4, TARGET6, Lab, wait_until
@@ -73,6 +76,24 @@ def test_a_cable_that_is_out_is_down_for_that_reason_and_judged_anew_after(lab: 
     lab.until(1, "up")
     lab.until_logged("ISP1 up: ", 2)
     assert int(lab.logged()[-1].split(" of the last ")[1].split()[0]) < 20  # and not a hundred lost ones before
+
+
+PORT = """
+import select, subprocess
+from lsmpy import wire
+port = wire.Port()
+port.bind("wan1", wire.ARPHRD_ETHER, ())
+subprocess.run(["ip", *"link {}".split()], check=True)
+waiting = select.poll()
+waiting.register(port, select.POLLIN)
+print([each for _, each in waiting.poll(5000)], list(port.receive()), waiting.poll(0))
+"""
+
+
+@pytest.mark.parametrize("words", ["set wan1 down", "delete wan1"])
+def test_an_interface_that_goes_wakes_the_loop_once(lab: Lab, words: str) -> None:
+    said = lab.exec("router", sys.executable, "-c", PORT.format(words))
+    assert said == f"[{select.POLLERR}] [] []\n"
 
 
 def test_a_source_address_that_is_gone_is_a_fault_and_no_other_is_used(lab: Lab) -> None:

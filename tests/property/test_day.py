@@ -109,6 +109,7 @@ class Witness:
         self.of_flight: dict[int, tuple[Prober, Target]] = {}
         self.models: dict[int, Model] = {}
         self.told: dict[int, list[int]] = {}
+        self.settled_ns: dict[int, int] = {}
         self.begun: dict[int, list[tuple[int, int]]] = {}
         self.kinds = {"answered": 0, "lost": 0, "late": 0, "set": 0, "faults": 0, "changes": 0}
         self.expected: dict[str, verdict.Status] = {}
@@ -127,10 +128,10 @@ class Witness:
             flight.Flight.sent,
         )
 
-        def spy_sent(probes: flight.Flight, number: int, now_ns: int, left_ns: int = 0) -> None:
+        def spy_sent(probes: flight.Flight, number: int, now_ns: int, left_ns: int, tag: bytes) -> None:
             _, target = self.of_flight[id(probes)]
             self.begun[id(target)].append((number, now_ns))
-            sent(probes, number, now_ns, left_ns)
+            sent(probes, number, now_ns, left_ns, tag)
 
         def spy_settle(probes: flight.Flight, number: int, one: flight.Probe) -> flight.Sample:
             sample = settle(probes, number, one)
@@ -176,6 +177,7 @@ class Witness:
         assert not told or number > told[-1]  # in the order of sending, and each once
         told.append(number)
         left_ns, at_ns = who.port.truth.pop((target.number, number), (one.sent_ns, None))  # type: ignore[attr-defined]
+        self._told_at_once(id(target), one.sent_ns + probes.timeout_ns, at_ns)
         sets = self.world.clock_sets(left_ns, at_ns or left_ns)
         if sets and overlaps(left_ns, at_ns or left_ns, self.sleeps):
             return  # the one clock was set and we had no look at the other
@@ -202,6 +204,13 @@ class Witness:
         self.kinds["set"] += bool(sets)
         assert len(probes._probes) <= timeout_ns // (who.isp.probe.interval_ms * MS) + 2
         assert len(probes._expired) <= 100
+
+    def _told_at_once(self, target: int, over_ns: int, at_ns: int | None) -> None:
+        """It counts as soon as it is answered or its time is over, but in the order of sending."""
+        own_ns = over_ns if at_ns is None else min(at_ns, over_ns)
+        settled_ns = self.settled_ns[target] = max(own_ns, self.settled_ns.get(target, 0))
+        if not overlaps(settled_ns, self.world.now_ns, self.sleeps):
+            assert settled_ns <= self.world.now_ns <= settled_ns + SLACK_NS
 
 
 def overlaps(from_ns: int, until_ns: int, gaps: Gaps) -> bool:

@@ -127,8 +127,7 @@ class FakePort(wire.Port):
     def __init__(self, world: World) -> None:
         self.problem = ""
         self.ident = 4711 + len(world.ports)
-        self._nonce, self._key = b"abc%c" % (65 + len(world.ports)), b"key%c" % (65 + len(world.ports))
-        self._marks = wire.Marks(self.ident, self._nonce, self._tag)
+        self._nonce = b"abc%c" % (65 + len(world.ports))
         self._interface, self._kind = "", 0
         self._world = world
         self.gateway_mac: bytes = GATEWAY_MAC
@@ -141,7 +140,7 @@ class FakePort(wire.Port):
         self.truth: dict[tuple[int, int], tuple[int, int | None]] = {}
         self.bound: list[tuple[str, int, tuple[Address, ...]]] = []
         self._arriving: list[tuple[int, int, bytes, int]] = []
-        self._left: list[tuple[bytes, int, int]] = []
+        self._left: list[tuple[bytes, int]] = []
         self._turn = 0
         world.ports.append(self)
 
@@ -184,7 +183,7 @@ class FakePort(wire.Port):
                 self.bring(*neighbour(packet, protocol, self.gateway_mac), after_ns=200_000)
             return
         left_ns = now_ns + _SEND_QUEUE_NS
-        self._left.append((packet, protocol, self._world.stamp(left_ns)))
+        self._left.append((packet, self._world.stamp(left_ns)))
         four = protocol == wire.ETH_IPV4
         target = ip_address(packet[16:20] if four else packet[24:40])
         delay_ns = self._world.answer(self._interface, target)
@@ -198,11 +197,14 @@ class FakePort(wire.Port):
         if delay_ns is not None:
             self.bring(reply(packet), protocol, _SEND_QUEUE_NS + delay_ns)
 
-    def _frames(self, queue: int) -> Iterator[tuple[bytes, int, int]]:
-        if queue:
-            left, self._left = self._left, []
-            yield from left
-            return
+    def _take_error(self) -> None:
+        pass
+
+    def _stamps(self) -> Iterator[tuple[bytes, int]]:
+        left, self._left = self._left, []
+        yield from left
+
+    def _frames(self) -> Iterator[tuple[bytes, int, int]]:
         while self._arriving and self._arriving[0][0] <= self._world.now_ns:
             at_ns, _, packet, protocol = heapq.heappop(self._arriving)
             yield packet, protocol, self._world.stamp(at_ns)

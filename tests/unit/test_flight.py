@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import pairwise
 
 from hypothesis import given
@@ -26,7 +27,7 @@ def flight(*numbers: int, timeout_ms: int = 50, every_ms: int = 10) -> Flight:
 def answer(probes: Flight, number: int, at_ms: float, heard_ms: float | None = None, set_ms: float = 0) -> None:
     """An answer at `at_ms`, taken in at `heard_ms`, with the clock of the stamps set by `set_ms` before."""
     heard_ms = at_ms if heard_ms is None else heard_ms
-    probes.answered(number, STAMPED + int((at_ms + set_ms) * MS), int(heard_ms * MS))
+    probes.answered(number, b"", STAMPED + int((at_ms + set_ms) * MS), int(heard_ms * MS))
 
 
 def fates(probes: Flight, at_ms: float) -> list[float | str | None]:
@@ -83,6 +84,22 @@ def test_an_answer_that_waited_for_us_is_in_time_by_the_clock_and_not_by_our_tic
     answer(probes, 8, 60, heard_ms=900)  # 50 ms after it was sent, and so in time too
     assert fates(probes, 900) == [49, 50]
     assert probes.late == 0
+
+
+def test_an_answer_without_the_probes_tag_is_none() -> None:
+    probes = Flight(50 * MS)
+    probes.sent(7, 0, STAMPED, b"the tag")
+    for tag in (b"", b"no tag", b"the tag of another"):
+        probes.answered(7, tag, STAMPED + MS, 2 * MS)
+        assert not probes.is_true(7, tag)
+    assert fates(probes, 3) == []
+    assert probes.is_true(7, b"the tag")
+    assert not probes.is_true(8, b"the tag")
+    assert fates(probes, 50) == [None]
+    probes.answered(7, b"no tag", STAMPED + 60 * MS, 60 * MS)
+    assert (probes.late, probes.is_true(7, b"the tag")) == (0, True)
+    probes.answered(7, b"the tag", STAMPED + 60 * MS, 60 * MS)
+    assert probes.late == 1
 
 
 def test_an_answer_after_its_time_is_lost_however_early_we_look() -> None:
@@ -142,6 +159,14 @@ def test_who_says_it_did_not_arrive_is_remembered_and_no_verdict() -> None:
     assert fates(probes, 50) == ["host-unreachable, says 192.0.2.2", 20]
 
 
+def test_what_is_said_once_needs_no_more_explanation() -> None:
+    probes = flight(65536 + 7, 65536 + 8)
+    assert [probes.is_unexplained(seq) for seq in (6, 7, 8, 9)] == [False, True, True, False]
+    probes.unreachable(7, "no")
+    assert [probes.is_unexplained(seq) for seq in (7, 8)] == [False, True]
+    assert not Flight(MS).is_unexplained(0)
+
+
 def test_it_is_said_of_the_low_16_bits_of_a_number() -> None:
     probes = flight(65536 + 7, 65536 + 8)
     probes.unreachable(7, "no")
@@ -191,6 +216,18 @@ def test_no_sequence_number_is_under_way_twice() -> None:
     assert all(sample.lost for sample in told)
     probes.unreachable(39_999 & 0xFFFF, "no")
     assert [each.reason for each in probes.fates(4000 * S)].count("no") == 1
+
+
+def test_many_under_way_do_not_make_it_slow() -> None:
+    """Ten seconds of processor time are many times what it takes; looking for the oldest among gaps took thirty."""
+    probes, many, more = Flight(30_000), 30_000, 600_000
+    began = time.process_time()
+    told = 0
+    for number in range(many + more):
+        probes.sent(number, number)
+        told += len(probes.fates(number))
+        assert time.process_time() - began < 10
+    assert told == more
 
 
 def test_what_is_remembered_of_the_lost_is_bounded() -> None:

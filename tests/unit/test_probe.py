@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import probe, standing, state, wire
+from lsmpy import links, netlink, probe, standing, state, wire
 from lsmpy.links import Snapshot
 from lsmpy.probe import settle
 from lsmpy.prober import Target
@@ -361,6 +361,88 @@ def test_a_new_configuration_without_rights_keeps_the_old_one_working(
     assert house.says()[0] == "down"
     house.daemon.close()
     assert all(port.closed for port in house.world.ports)
+
+
+def refuse(*_: object) -> object:
+    raise OSError(24, "Too many open files")
+
+
+def untold(*_: object) -> object:
+    raise links.NetlinkError("the kernel does not tell its interfaces")
+
+
+@pytest.mark.parametrize(("where", "failing"), [((netlink, "open_socket"), refuse), ((links, "look"), untold)])
+def test_a_kernel_that_tells_nothing_keeps_the_old_configuration_working(
+    house: House, monkeypatch: pytest.MonkeyPatch, where: tuple[object, str], failing: object
+) -> None:
+    house.start(isps([OWN1]))
+    with monkeypatch.context() as broken:
+        broken.setattr(*where, failing)
+        house.path.write_text(isps([OWN2], [OWN2]).replace("wan1", "wan2"))
+        house.daemon._reload()
+    assert [(each.isp.interface, each.isp.check) for each in house.daemon._probers] == [("wan1", (OWN1,))]
+    assert [port.closed for port in house.world.ports] == [False, True]  # and what was opened is closed again
+    house.dead = {OWN1}
+    house.run(1)
+    assert house.says() == ["down", None]
+    house.world.say(house.wires("wan1"))  # and it still hears of it
+    house.run(1)
+    assert str(house.targets[0]) == "wan1 has no carrier"
+
+
+def test_a_kernel_that_tells_of_no_changes_ends_it_with_words(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netlink, "open_socket", refuse)
+    with pytest.raises(probe.ProbeError, match="does not tell of changes of its interfaces: Too many open files"):
+        kit.daemon_of(house.path, isps([OWN1]))
+
+
+# -- when something is done ----------------------------------------------------------------------------------
+
+
+def many() -> str:
+    """A hundred targets by two ISPs, of which all must answer."""
+    checks = [[f"203.0.{n}.{host}" for host in range(1, 51)] for n in (1, 2)]
+    text = isps(*checks, more="quorum = 50").replace("interval_ms = 10", "interval_ms = 1000")
+    return text.replace("timeout_ms = 20", "timeout_ms = 1000")
+
+
+def test_a_target_that_fails_waits_for_no_others(house: House) -> None:
+    """They wait for each other for a tenth of the interval; but not when it matters."""
+    house.start(many(), 4.5)
+    assert house.says() == ["up", "up"]
+    for number in (3, 17, 29, 44):
+        (who,) = [each for each in house.daemon._probers if each.isp.name == "ISP1"]
+        target = who.targets[number]
+        house.dead = {target.text}
+        house.run(5)
+        assert house.says() == ["down", "up"]
+        # The third lost one was sent when it was due, and lost a second later.
+        late_ns = round(who.since_s * S) - house.world.stamp(target.due_ns)
+        assert (late_ns + MS // 10) % S <= MS
+        house.dead = set()
+        house.run(10)
+        assert house.says() == ["up", "up"]
+
+
+def test_while_all_is_well_they_wait_for_each_other(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.start(many(), 4.5)
+    turns = []
+    turn = house.daemon._turn
+
+    def counted(now_ns: int) -> None:
+        turns.append(now_ns)
+        turn(now_ns)
+
+    monkeypatch.setattr(house.daemon, "_turn", counted)
+    house.run(10)
+    assert len(turns) < 250  # for 1,000 probes and their answers
+
+
+def test_up_is_said_when_the_answer_is_there(house: House) -> None:
+    house.world.answer = lambda *_: 100 * MS
+    house.start(isps([OWN1], [OWN2]).replace("interval_ms = 10", "interval_ms = 1000").replace("= 20", "= 1000"), 1.3)
+    assert house.says() == ["up", None]  # the second answer came, and the third probe is not yet sent
+    assert [each.counter for each in house.targets] == [2, 1]
 
 
 # -- the state files -------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ OUT = snapshot(ethernet("wan1", 3, running=False), addresses=ADDRESSES)
 GATEWAY = ip_address("192.0.2.2")
 
 
+SLOW = TOML.replace("interval_ms = 10", "interval_ms = 1000").replace("timeout_ms = 20", "timeout_ms = 1000")
+
+
 class Rig:
     """One prober in its world, turned every 10 ms as the daemon does."""
 
@@ -58,7 +61,7 @@ class Rig:
         for _ in range(times):
             now_ns = self.world.now_ns
             for key, _ in self.selector.select(0):
-                key.data()
+                key.data(now_ns)
             for target in self.who.targets:
                 self.who.advance(target, now_ns)
             self.who.judge(frozenset(), now_ns)
@@ -159,7 +162,7 @@ def test_an_answer_to_the_probe_of_another_port_does_not_count(make: Make) -> No
     rig.port.alive = False
     for number in range(10):
         rig.turn(1)
-        other.probe(request, 0, number, 4, GATEWAY_MAC)
+        other.probe(request, number, 4, GATEWAY_MAC)
         rig.port.bring(kit.reply(other.requests[-1]))
     assert (rig.status, rig.target.foreign, rig.target.link.received_in_a_row) == ("down", 0, 0)
 
@@ -256,6 +259,62 @@ def test_who_says_that_a_probe_did_not_arrive_gives_the_reason(make: Make) -> No
     assert rig.target.reason == ""
 
 
+def test_an_error_is_read_once_for_each_probe_that_is_under_way(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes scapy long, and anybody can send them by the thousand."""
+    rig, read, parse = make(), [], wire.parse_error
+
+    def counted(protocol: int, packet: bytes, ident: int) -> wire.Unreachable | None:
+        read.append(packet)
+        return parse(protocol, packet, ident)
+
+    monkeypatch.setattr(wire, "parse_error", counted)
+    rig.turn(4)
+    rig.port.alive = False
+    for times in range(1, 4):
+        rig.turn(1)
+        for request in rig.port.requests:
+            for nonsense in (b"", b"\x45" + bytes(7)):
+                error = IP(src="198.51.100.7", dst="192.0.2.1") / ICMP(type=3, code=1) / Raw(nonsense or request[:28])
+                for _ in range(50):
+                    rig.port.bring(bytes(error))
+        rig.who.receive(rig.world.now_ns)
+        assert len(read) == times
+
+
+def test_errors_that_nobody_understands_are_read_once_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, read = make(), []
+    monkeypatch.setattr(wire, "parse_error", lambda *packet: read.append(packet))
+    rig.port.alive = False
+    rig.turn(4)
+    error = IP(src="198.51.100.7", dst="192.0.2.1") / ICMP(type=3, code=1) / Raw(rig.port.requests[-1][:28])
+    for _ in range(100):
+        rig.port.bring(bytes(error))
+    rig.turn(4)
+    assert len(read) == 1
+    assert str(rig.target).endswith("(somebody sends errors that nobody understands)")
+
+
+def test_an_answer_counts_when_it_comes_and_not_with_the_next_probe(make: Make) -> None:
+    rig = make(text=SLOW)
+    rig.turn(1)
+    assert (rig.target.link.samples, rig.target.counter) == (0, 1)
+    rig.turn(1)
+    assert (rig.target.link.samples, rig.target.counter) == (1, 1)
+
+
+def test_an_answer_that_waits_for_an_earlier_one_counts_in_its_turn(make: Make) -> None:
+    rig = make(text=SLOW.replace("interval_ms = 1000", "interval_ms = 400"))
+    rig.port.alive = False
+    rig.turn(41)
+    rig.port.alive = True
+    rig.turn(58)  # 990 ms after the first, 590 ms after the second was sent
+    assert (rig.target.link.samples, rig.target.counter) == (0, 3)
+    rig.turn(3)
+    assert (rig.target.link.samples, rig.target.link.lost) == (1, 1)
+    rig.turn(40)
+    assert (rig.target.link.samples, rig.target.link.lost, rig.target.link.received_in_a_row) == (4, 2, 2)
+
+
 # -- the gateway -----------------------------------------------------------------------------------
 
 
@@ -304,6 +363,8 @@ def test_without_the_gateway_probes_are_lost(make: Make) -> None:
     rig.port.gateway_alive = False
     rig.world.now_ns += MS
     rig.port._arriving.clear()
+    rig.turn(5)
+    assert rig.target.counter == 0  # so long it is given time to say where it is
     rig.turn(6)
     assert rig.status == "down"
     assert rig.port.requests == []
@@ -435,6 +496,19 @@ def test_an_address_that_changes_is_followed(make: Make) -> None:
     assert [str(ip_address(each[24:28])) for each in rig.port.questions] == ["192.0.2.2", "198.51.100.254"]
 
 
+def test_no_probe_is_lost_before_a_new_gateway_could_say_where_it_is(make: Make) -> None:
+    rig = make(text=V4.replace('["192.0.2.1/24"]', '"auto"').replace('["192.0.2.2"]', '"auto"'))
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1",)}, wan1_4="192.0.2.2"))
+    rig.turn(4)
+    rig.see(OUT)
+    rig.turn(4)
+    # A probe is due in the same moment.
+    rig.who.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1",)}, wan1_4="192.0.2.254"), rig.world.now_ns)
+    rig.turn(4)
+    assert rig.status == "up"
+    assert rig.target.link.lost == 0
+
+
 def test_trouble_with_sending_is_told_once_and_its_end_too(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     rig = make()
@@ -465,6 +539,45 @@ def test_a_gateway_is_checked_by_asking_for_it(make: Make, text: str) -> None:
     assert len(rig.port.questions) >= 11
 
 
+@pytest.mark.parametrize("check", ["gateway", "arp"])
+def test_a_gateway_that_there_is_not_cannot_be_tested(make: Make, check: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    auto = V4.replace('["192.0.2.1/24"]', '"auto"').replace('["192.0.2.2"]', '"auto"')
+    rig = make(f'["{check}"]', text=auto)
+    routed = snapshot(ethernet("wan1", 3), addresses=ADDRESSES, wan1_4="192.0.2.2")
+    without = snapshot(Link("wan1", 3, 512, True, True, False, b""), addresses=ADDRESSES, wan1_4=None)
+    rig.turn(1)
+    assert rig.status == "down"
+    rig.see(without)
+    rig.turn(20)
+    cannot = f"{check} cannot be tested: wan1 has no gateway at the moment"
+    assert (rig.target.link.samples, rig.port.requests, str(rig.target)) == (0, [], cannot)
+    assert (
+        rig.who.standing(frozenset(), rig.world.now_ns).why
+        == f"{cannot}; before that wan1 has no IPv4 default route in the main table"
+    )
+    rig.see(routed)
+    rig.turn(4)
+    assert rig.status == "up"
+    rig.see(without)
+    rig.turn(20)
+    assert rig.status == "up"  # that says nothing of the ISP
+    known = rig.who.standing(frozenset(), rig.world.now_ns)
+    assert known.why.startswith(f"{cannot}; before that {check}: 0 of the last ")
+    assert caplog.messages.count(f"ISP1: {cannot}") == 2
+    assert caplog.messages.count(f"ISP1: {check} is tested again") == 1
+
+
+def test_nobody_is_asked_for_on_a_link_without_hardware_addresses(make: Make) -> None:
+    rig = make('["arp"]', text=V4)
+    rig.port.questions.clear()
+    rig.see(snapshot(Link("wan1", 3, 0xFFFE, True, True, False, b""), addresses=ADDRESSES))
+    rig.turn(10)
+    assert (rig.status, rig.target.link.samples, rig.port.questions) == ("unknown", 0, [])
+    known = rig.who.standing(frozenset(), rig.world.now_ns)
+    assert known.why == "arp cannot be tested: wan1 is a link on which nobody can be asked for"
+
+
 def test_another_hosts_announcement_is_no_answer_of_the_gateway(make: Make) -> None:
     rig = make('["arp"]')
     rig.turn(4)
@@ -474,9 +587,6 @@ def test_another_hosts_announcement_is_no_answer_of_the_gateway(make: Make) -> N
         rig.port.bring(*kit.neighbour(others, wire.ETH_ARP, GATEWAY_MAC))
         rig.turn(1)
     assert rig.status == "down"
-
-
-SLOW = TOML.replace("interval_ms = 10", "interval_ms = 1000").replace("timeout_ms = 20", "timeout_ms = 1000")
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -441,3 +441,25 @@ def test_a_hand_is_never_overwritten_and_nothing_is_written_without_a_verdict(
     if action == "adopt":
         assert file is not None
         assert decide(said, file, file) in ("write", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("status", "lost", "turning"),
+    [
+        ("up", 0, False),
+        ("up", 1, True),
+        ("unknown", 0, False),
+        ("unknown", 2, True),
+        ("down", 9, False),
+        ("down", 0, True),
+    ],
+)
+def test_a_link_turns_when_its_last_sample_speaks_against_its_status(
+    status: verdict.Status, lost: int, turning: bool
+) -> None:
+    assert verdict.is_turning(verdict.Link(status, lost_in_a_row=lost, received_in_a_row=not lost)) == turning
+
+
+def test_a_link_without_samples_does_not_turn() -> None:
+    assert not verdict.is_turning(verdict.Link())
+    assert not verdict.is_turning(verdict.Link("down"))
