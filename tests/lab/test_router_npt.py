@@ -191,8 +191,11 @@ def test_packets_are_translated_without_a_memory(
             (homes[lan],) = {flow.isp for flow in sent}
             assert {(flow.ok, flow.source) for flow in sent} == {(True, neutral(homes[lan], host))}
             # An error on the way comes from nobody whom the host has called.
-            said = router.anyhow("ping", "-6", "-c1", "-W2", "-t2", server, node=lan_node(lan)).out
-            assert "Time exceeded" in said, said
+            for number in range(16, 24):
+                me = f"{host[:-1]}{number:x}"
+                router.lab.shell(lan_node(lan), f"ip addr add {me}/64 dev router nodad preferred_lft 0\n")
+                said = router.anyhow("ping", "-6", "-c1", "-W2", "-t2", "-I", me, server, node=lan_node(lan)).out
+                assert "Time exceeded" in said, said
         assert "fd00:a:" not in router.lab.run(ROUTER, "conntrack", "-L", "-f", "ipv6")
         # LANs, the router, and what it says itself are tracked as ever.
         inside = [Talk(to, "tcp", port=7000) for to in (LANS["rnd"], "fd00:a:0:1::1", "2001:db8:0:1::1")]
