@@ -183,12 +183,13 @@ def answers(isps: Sequence[Isp], lans: tuple[Lan, ...], chosen: Sequence[Isp], c
 
 
 def _answerable(router: Router, isp: Isp) -> Chain:
-    """What has come by an ISP is hashed as its answer will be, and put back if that is another ISP's."""
+    """What has come by an ISP is hashed as its answer will be, and put back if that is another ISP's.
+
+    Of errors from whoever is on the way HMARK hashes the packet inside (xt_HMARK.c), which DNPT has translated too.
+    """
     name = f"{PREFIX}IN-{isp.name}"
     mark = netfilter.bits(router.mark_value(isp), router.options.mark_mask)
-    # Errors come from whoever is on the way.
-    rules = [f"-A {name} -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j RETURN" for kind in (1, 2, 3, 4)]
-    rules += [f"-A {name} -j {choice.BY_HASH}", f"-A {name} -m mark --mark {mark} -j RETURN"]
+    rules = [f"-A {name} -j {choice.BY_HASH}", f"-A {name} -m mark --mark {mark} -j RETURN"]
     rules += [f"-A {name} -d {p.inside} {_dnpt(p.inside, p.outside)}" for p in pairs(isp, router.lans)]
     return Chain(name, None, tuple(rules))
 

@@ -339,9 +339,10 @@ def _rules(
     if router.options.local_traffic == "balance":
         yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
     if candidates and choice.by_rule(isps):
-        for lan in router.lans:
-            if family in lan.families:
-                yield Rule(BY_TIER, f"iif {lan.interface}", int(candidates[0].table))
+        ways = [f"iif {lan.interface}" for lan in router.lans if family in lan.families]
+        if family == 6 and npt.stateless(isps):  # what a LAN's address of the router answers
+            ways += [f"from {_spelled(net)} iif lo" for net in npt.networks(router.lans)]
+        yield from (Rule(BY_TIER, way, int(candidates[0].table)) for way in ways)
 
 
 def _by_network(isps: list[Isp], family: Family, links: Mapping[str, Link] | None) -> Iterable[Rule]:

@@ -53,6 +53,7 @@ def test_a_source_goes_by_the_isp_whose_it_is_and_by_no_other(
         for _ in range(2):
             turns += ask(router, NOBODYS)
             assert ask(router, OF1, OF2) == [f"ISP1 {OF1}"] * 2 + [f"ISP2 {OF2}"] * 2
+            assert ask(router, OF1, protos=["udp"]) == [f"ISP1 {OF1}"]  # an odd number of them
         assert [turn.split()[0] for turn in turns] == {
             "": ["ISP1", "ISP2"] * 2,  # the others have taken no turn
             'balance = "hash"': [turns[0].split()[0]] * 4,
