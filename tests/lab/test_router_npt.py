@@ -168,6 +168,14 @@ def test_a_prefix_for_each_lan(tmp_path: Path) -> None:
         assert router.foreign() == 0
 
 
+@pytest.mark.parametrize(("kind", "options"), [("none", ""), ("npt-stateless", "tiers")])
+def test_the_script_does_the_same(tmp_path: Path, kind: str, options: str) -> None:
+    with rig(tmp_path, translating(kind, options=options), server=False) as router:
+        for _ in range(2):
+            router.shell(router.reconfig("--dry-run").out)
+            assert router.reconfig("--diff").out == ""
+
+
 # -- by packet -----------------------------------------------------------------------------------------------
 
 
