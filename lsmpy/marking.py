@@ -46,7 +46,7 @@ class OwnChains(Struct, frozen=True):
 
 def own_chains(router: Router) -> OwnChains:
     """The names of all our chains."""
-    of_isps = (f"{kind}-{isp.name}" for kind in ("MARK", "OUT") for isp in router.isps)
+    of_isps = (f"{kind}-{isp.name}" for kind in ("IN", "MARK", "OUT") for isp in router.isps)
     of_lans = (f"CHOOSE-{lan.name}" for lan in router.lans)
     return OwnChains(frozenset((*of_isps, *of_lans, *(f"POLICY-{policy.name}" for policy in router.policies))))
 

@@ -103,7 +103,8 @@ def admit(isp: Isp, lans: tuple[Lan, ...], chain: str) -> list[str]:
     That is the LANs' new connections, those that were translated, and the answers of those that came in; to the ISP's
     own address too, should the user's rules translate to it.
     """
-    rules = [f"-A {chain} -s {each.ip}/128 -j RETURN" for each in isp.addresses(6)]
+    # Who asks whether an address is free has none yet (RFC 4862, 5.4.2).
+    rules = [f"-A {chain} -s {each}/128 -j RETURN" for each in ("::", *(each.ip for each in isp.addresses(6)))]
     if isp.nat.ipv6 == STATELESS:
         return [*rules, *_stateless(isp, lans, chain)]
     for net in (*isp.prefixes(6), *(f"{each.ip}" for each in isp.addresses(6))):
@@ -168,7 +169,7 @@ def arrivals(router: Router, isps: Sequence[Isp], chosen: Sequence[Isp], chain: 
     if by_hash and chosen:
         name = f"{PREFIX}UNTRACKED"
         rules.append(f"-A {chain} -m conntrack --ctstate UNTRACKED -g {name}")
-        hashed = [f"-A {name} -i {isp.interface} -g {PREFIX}IN-{isp.name}" for isp in isps]
+        hashed = [f"-A {name} -i {isp.interface} -g IN-{isp.name}" for isp in isps]
         hashed += [f"-A {name} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans if 6 in lan.families]
         chains += [Chain(name, None, tuple(hashed)), *(_answerable(router, isp) for isp in isps)]
     return rules, chains
@@ -187,7 +188,7 @@ def _answerable(router: Router, isp: Isp) -> Chain:
 
     Of errors from whoever is on the way HMARK hashes the packet inside (xt_HMARK.c), which DNPT has translated too.
     """
-    name = f"{PREFIX}IN-{isp.name}"
+    name = f"IN-{isp.name}"
     mark = netfilter.bits(router.mark_value(isp), router.options.mark_mask)
     rules = [f"-A {name} -j {choice.BY_HASH}", f"-A {name} -m mark --mark {mark} -j RETURN"]
     rules += [f"-A {name} -d {p.inside} {_dnpt(p.inside, p.outside)}" for p in pairs(isp, router.lans)]

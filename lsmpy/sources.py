@@ -92,6 +92,10 @@ def _not_now(networks: Iterable[Network]) -> Chain:
 def _of_lans(isp: Isp, lans: tuple[Lan, ...]) -> Chain:
     """By an ISP that translates prefixes, what is new leaves from the networks that have a place in them alone."""
     chain = f"OUT-{isp.name}"
-    known = [f"{each.ip}/128" for each in isp.addresses(6)] + [_LINK_LOCAL] + [p.inside for p in npt.pairs(isp, lans)]
+    known = (
+        [f"{each.ip}/128" for each in isp.addresses(6)]
+        + ["::/128", _LINK_LOCAL]
+        + [p.inside for p in npt.pairs(isp, lans)]
+    )
     rules = [f"-A {chain} -s {each} -j RETURN" for each in known]
     return Chain(chain, None, (*rules, f"-A {chain} -m conntrack --ctstate NEW,UNTRACKED {TELL}"))

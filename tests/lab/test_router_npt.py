@@ -119,6 +119,10 @@ def test_what_no_prefix_has_a_place_for_does_not_leave(tmp_path: Path) -> None:
         answers = [("ISP1", own[0]), ("ISP2", own[1]), ("ISP2", outside("ISP2", own[2]))]
         assert ask(router, *own, node=ROUTER) == [f"{isp} {each}" for isp, each in answers for _ in PROTOS]
         assert [count() for count in arrived] == [0, 0]
+        # Whether an address of the router's is free is asked from no address at all.
+        asked = router.arrived("ISP1", "-s ::/128 -p icmpv6 --icmpv6-type 135", 6)
+        router.shell("echo 1 >/proc/sys/net/ipv6/conf/eth2/accept_dad\nip addr add 2001:db8:0:1::5/64 dev eth2\n")
+        wait_until(asked, what="duplicate address detection")
         assert router.foreign() == 0
 
 
