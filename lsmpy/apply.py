@@ -23,6 +23,7 @@ from lsmpy import (
     marking,
     memory,
     netfilter,
+    npt,
     plan,
     resolve,
     state,
@@ -39,6 +40,7 @@ from lsmpy.routing import LOCAL_DEFAULT, PROTOCOL, Link, Route
 
 log = logging.getLogger(__name__)
 
+_RAW = "raw"
 LOCK_PATH = Path("/run/lsmpy.lock")
 _FORWARDING: Mapping[Family, str] = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
@@ -202,12 +204,22 @@ def _look(configured: Router, directory: Path | None) -> _Scene:
     backend = kernel.find_backend(router.options.iptables)
     kernel.refuse_other_backend(backend, router.families, router.options.beside_others)
     names = {name for tables in extra.values() for name in _table_names(tables)} | set(plan.OWN_TABLES)
-    links, live = kernel.read(backend, router.families, sorted(names), _owned(router))
+    links, seen = kernel.read(backend, router.families, sorted(names | {_RAW}), _owned(router))
+    live = {family: _with_raw_if_ours(router, side, extra[family]) for family, side in seen.items()}
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
     known = resolve.resolve(router, links)
     waiting = _waiting(known, directory, states, live) if directory else {}
     return _Scene(known, backend, extra, states, links, live, waiting)
+
+
+def _with_raw_if_ours(router: Router, side: Side, extra: dict[str, Table]) -> Side:
+    """Have raw rebuilt while packets are translated one by one, and once more when they are no longer."""
+    own, wanted = marking.own_chains(router), side.family == 6 and npt.stateless(router.isps)
+    if wanted or any(chain.name in own for chain in side.table(_RAW).chains):
+        extra.setdefault(_RAW, netfilter.table(_RAW))
+    tables = tuple(table for table in side.tables if table.name != _RAW or _RAW in extra)
+    return Side(side.family, tables, side.routes, side.rules)
 
 
 def _waiting(

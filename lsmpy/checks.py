@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from lsmpy import shares
+from lsmpy import choice, npt, shares
 from lsmpy.mistakes import Mistakes, shown
 from lsmpy.model import (
     AUTO,
@@ -15,6 +15,7 @@ from lsmpy.model import (
     Addressed,
     Isp,
     Lan,
+    Network,
     Options,
     Policy,
     Rules,
@@ -76,6 +77,88 @@ def check_programs(mistakes: Mistakes, table: str, key: str, programs: tuple[str
     for text in programs:
         if not text.startswith("/"):
             mistakes.wrong(table, None, key, f"{shown(text)} is no absolute path; give a program's whole path")
+
+
+def check_prefixes(
+    mistakes: Mistakes, isps: list[Isp], lans: list[Lan], policies: list[Policy], options: Options
+) -> None:
+    """Add to the `mistakes` prefixes that are none or somebody else's, and what cannot be translated to them."""
+    good = [_are_prefixes(mistakes, index, isp) for index, isp in enumerate(isps)]
+    if not all(good):
+        return  # one mistake is told once
+    links = [(ip_interface(text).network, isp) for isp in isps for text in isp.address if _is_interface(text)]
+    routed: list[tuple[Network, Isp]] = []
+    for index, isp in enumerate(isps):
+        others = [*((net, other) for net, other in links if other is not isp), *routed]
+        for net in isp.prefixes(6):
+            clash = next(((n, other) for n, other in others if n.version == 6 and n.overlaps(net)), None)
+            if clash:
+                text = f"{net} overlaps {clash[0]} of {clash[1].name}; give each ISP what it routes to you"
+                mistakes.wrong("isp", index, "prefix", text)
+            others.append((net, isp))
+            routed.append((net, isp))
+        if not (mistakes.any_replaced("address") or _bad_addresses(isp, *lans)):
+            _check_places(mistakes, index, isp, lans)
+    if any(isp.nat.ipv6 == npt.STATELESS for isp in isps):
+        _check_stateless(mistakes, [isp for isp in isps if _bad_addresses(isp) or isp.carries(6)], lans, options)
+        for index, _ in enumerate(policies):
+            text = 'needs to know of connections, and "npt-stateless" forgets each packet; leave it out, or give "npt"'
+            mistakes.wrong("policy", index, "", text)
+
+
+def _are_prefixes(mistakes: Mistakes, index: int, isp: Isp) -> bool:
+    wrong = []
+    for text in isp.prefix:
+        if _is_interface(text) and "/" in text and ip_interface(text).version == 6:
+            network = ip_interface(text).network
+            if not _parses(ip_network, text):
+                wrong.append(f"{text} has bits beyond its prefix; write {network}")
+        else:
+            wrong.append(f'{shown(text)} is no IPv6 prefix; give one such as "2001:db8:5:100::/56"')
+    for text in wrong:
+        mistakes.wrong("isp", index, "prefix", text)
+    return not wrong
+
+
+def _bad_addresses(*items: Addressed) -> bool:
+    return not all(text == AUTO or _is_interface(text) for item in items for text in item.address)
+
+
+def _check_places(mistakes: Mistakes, index: int, isp: Isp, lans: list[Lan]) -> None:
+    """Add to the `mistakes` the LANs' networks that the ISP's prefixes have no room for, or it needs some."""
+    if isp.nat.ipv6 not in (npt.STATEFUL, npt.STATELESS) or not isp.addresses(6):
+        return
+    kind = shown(isp.nat.ipv6)
+    if not isp.prefix:
+        text = f'is needed for nat.ipv6 = {kind}: what the ISP routes to you, such as "2001:db8:5:100::/56"'
+        mistakes.wrong("isp", index, "prefix", text)
+        return
+    for net in npt.homeless(isp, tuple(lans)):
+        text = (
+            f"{', '.join(isp.prefix)} has no place for {net} of the LANs, whose bits after the prefix stay as they are"
+        )
+        text += ": too small, or taken; give a shorter prefix, one more, or a LAN other addresses"
+        mistakes.wrong("isp", index, "prefix", text)
+
+
+def _check_stateless(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options) -> None:
+    """Add to the `mistakes` what needs to know a packet's connection."""
+    possible = 'possible with it are a tier for each ISP, or balance = "hash"; "npt" works with everything'
+    if {isp.nat.ipv6 for isp in isps} != {npt.STATELESS}:
+        text = '"npt-stateless" is for all ISPs or for none: what conntrack does not see, none can translate otherwise'
+        mistakes.wrong("nat", None, "ipv6", text)
+    for net in () if _bad_addresses(*lans) else npt.networks(lans):
+        if net.prefixlen > 64:
+            text = f'"npt-stateless" cannot translate {net}, which is smaller than /64; give "npt"'
+            mistakes.wrong("nat", None, "ipv6", text)
+    if choice.by_rule(isps) or mistakes.any_replaced("balance", "tier"):
+        return
+    if options.balance != "hash":
+        text = f'"npt-stateless" forgets each packet, and {shown(options.balance)} would send the next one elsewhere'
+        mistakes.wrong("nat", None, "ipv6", f"{text}; {possible}")
+    elif options.mark_mask != 0xFFFFFFFF:
+        text = f'"npt-stateless" hashes packets, which needs their whole mark, not {options.mark_mask:#x}; {possible}'
+        mistakes.wrong("router", None, "mark_mask", text)
 
 
 def check_policies(

@@ -16,6 +16,7 @@ from lsmpy.netfilter import PREFIX, Chain
 from lsmpy.tree import Block
 
 OWN = f"{PREFIX}CHOOSE"  # the choice for what the router itself begins
+BY_HASH = f"{PREFIX}HASH"  # the chain that finds the ISP of a pair
 _RANDOM_STEPS = 0x80000000  # resolution of the statistic match's probability
 _SEED = 0x6C736D70  # of the hash; always the same, so that a pair keeps its ISP over restarts and changes of all else
 _ALL = 0xFFFFFFFF
@@ -50,7 +51,7 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
     if router.options.balance == "hash":
         tier = [isp for isp in isps if isp.tier == candidates[0].tier]
         hashed = _hash(family, router.options.mark_mask, tier, candidates)
-        return [*(Chain(name, None, (f"-A {name} -g {PREFIX}HASH",)) for name in names), *hashed]
+        return [*(Chain(name, None, (f"-A {name} -g {BY_HASH}",)) for name in names), *hashed]
     tests = _random if router.options.balance == "random" else _nth
     return [_cascade(name, candidates, tests(tuple(isp.weight for isp in candidates))) for name in names]
 

@@ -16,12 +16,10 @@ from lsmpy.model import DEFAULT_STATE_DIR, OWN_MASK, Events, Isp, Lan, Nat, Opti
 
 DEFAULT_PATH = Path("/etc/lsmpy/lsmpy.toml")
 
-# What the contract promises and a later version brings: refused loudly, never ignored.
-_LATER: dict[str, tuple[object, ...]] = {
-    "nat.ipv6": ("npt", "npt-stateless"),
+_SINGLE_OR_LIST = {
+    *("address", "gateway", "prefix", "check"),
+    *("use", "to", "from", "lan", "protocol", "ports", "script"),
 }
-_LATER_KEYS = {"isp.prefix"}
-_SINGLE_OR_LIST = {"address", "gateway", "check", "use", "to", "from", "lan", "protocol", "ports", "script"}
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
@@ -110,6 +108,7 @@ class _Reader:
         options, rules = Options(**tables["router"]), Rules(**tables["rules"])
         events = Events(**tables["events"])
         checks.check(self.mistakes, isps, lans, options)
+        checks.check_prefixes(self.mistakes, isps, lans, policies, options)
         checks.check_rules(self.mistakes, rules, options)
         checks.check_programs(self.mistakes, "rules", "after", rules.after)
         checks.check_programs(self.mistakes, "events", "script", events.script)
@@ -173,16 +172,7 @@ class _Reader:
                 self.mistakes.wrong(table, index, key, f"expected {_expected(hint)}, got {shown(raw[key])}")
                 self.mistakes.replaced(table, index, key)
                 good.update({name: _stand_in(table, index, key)} if field.required else {})
-                continue
-            self._later(table, index, key, good[name])
         return good
-
-    def _later(self, table: str, index: int | None, key: str, value: object) -> None:
-        path = f"{table.removeprefix('isp.') if table == 'isp.nat' else table}.{key}"
-        if value in _LATER.get(path, ()) or (path in _LATER_KEYS and value):
-            instead = "leave the key out" if path in _LATER_KEYS or value is True else "the default is"
-            default = "" if instead == "leave the key out" else f" {shown(_default(table, key))}"
-            self.mistakes.wrong(table, index, key, f"{shown(value)} needs a later version of lsmpy; {instead}{default}")
 
     def _unknown(self, table: str, raw: dict[str, Any], known: set[str], index: int | None = None) -> None:
         for key in raw:
@@ -203,11 +193,6 @@ class _Reader:
 def _stand_in(table: str, index: int | None, key: str) -> object:
     """What is used for a required value that cannot be, so that everything else can still be checked."""
     return () if key in _SINGLE_OR_LIST else f"{table} {0 if index is None else index + 1}"
-
-
-def _default(table: str, key: str) -> object:
-    kind: type[Struct] = Options if table == "router" else Nat
-    return next(f.default for f in msgspec.structs.fields(kind) if f.name == key)
 
 
 def _expected(hint: Any) -> str:

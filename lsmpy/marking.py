@@ -7,15 +7,14 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, netfilter, policies
+from lsmpy import choice, netfilter, npt, policies, sources
 from lsmpy.model import Family, Isp, Lan, Router
 from lsmpy.netfilter import PREFIX, Chain, Table
 
-KINDS = ("MARK-", "OUT-", "CHOOSE-", "POLICY-")  # what chains with the name of an ISP, LAN or policy begin with
+KINDS = ("MARK-", "OUT-", "IN-", "CHOOSE-", "POLICY-")  # what chains with the name of an ISP, LAN or policy begin with
 # Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
 DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
 _STRAY = f"{PREFIX}STRAY"
-_MID_STREAM = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"
 _LINK_LOCAL = "fe80::/10"
 
 
@@ -48,7 +47,7 @@ class OwnChains(Struct, frozen=True):
 
 def own_chains(router: Router) -> OwnChains:
     """The names of all our chains."""
-    of_isps = (f"{kind}-{isp.name}" for kind in ("MARK", "OUT") for isp in router.isps)
+    of_isps = (f"{kind}-{isp.name}" for kind in ("IN", "MARK", "OUT") for isp in router.isps)
     of_lans = (f"CHOOSE-{lan.name}" for lan in router.lans)
     return OwnChains(frozenset((*of_isps, *of_lans, *(f"POLICY-{policy.name}" for policy in router.policies))))
 
@@ -77,17 +76,20 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
 
     def deciding(chain: str, whose: Mapping[str, str]) -> list[str]:
         """What becomes of new packets that come by any of these ways, each with its chain of choices."""
-        rules = [f"-A {chain} {way}{_MID_STREAM} -g {_STRAY}" for way in whose if refusing]
+        rules = [f"-A {chain} {way}{netfilter.MID_STREAM} -g {_STRAY}" for way in whose if refusing]
         if router.policies or balancing:
             rules += [f"-A {chain} -m addrtype --dst-type {each} -j RETURN" for each in ours]
+            rules += sources.choices(isps, family, chain)
         if router.policies:
             rules += [f"-A {chain} {way}-j {policies.ENTRY}" for way in whose]
         if router.policies and balancing:
             rules.append(f"-A {chain} {known}")
         return rules + [f"-A {chain} {way}-g {chosen}" for way, chosen in whose.items() if balancing]
 
+    inward, found = npt.arrivals(router, isps if family == 6 else [], use.chosen, pre)
     before = [
         *_between_lans(pre, family, lans),
+        *inward,
         *([f"-A {pre} {marked_by_others}"] if others else []),
         # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
         f"-A {pre} -j CONNMARK --restore-mark {masks}",
@@ -97,7 +99,8 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
         *deciding(pre, {f"-i {lan.interface} ": f"CHOOSE-{lan.name}" for lan in lans}),
     ]
-    begun = [f"-A {out} {marked_by_others}"] if others else []
+    begun = npt.answers(isps if family == 6 else [], router.lans, use.chosen, out)
+    begun += [f"-A {out} {marked_by_others}"] if others else []
     begun += [f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}"]
     own = deciding(local, {"": choice.OWN}) if router.options.local_traffic == "balance" else []
     if own:
@@ -115,10 +118,11 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         *([Chain(local, None, tuple(own))] if own else []),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
+    chains += [*found, *sources.stops(isps, family)]
     chains += policies.chains(router, family, {isp.name for isp in use.usable})
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
-        chains += _mark_chains(isp, family, f"{router.mark_value(isp):#x}", mask, others)
+        chains += _mark_chains(isp, family, router.lans, f"{router.mark_value(isp):#x}", mask, others)
     if refusing:
         way = [*use.chosen, *isps][0]
         chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
@@ -140,7 +144,7 @@ def refusals(router: Router, family: Family, isps: list[Isp]) -> Table:
     unset = netfilter.bits(0, router.options.mark_mask)
     not_others = f"-m mark --mark {netfilter.bits(0, others)} " if (others := router.others_bits) else ""
     marked = f"-m mark ! --mark {unset} {not_others}-m connmark --mark {unset}"
-    stray = f"{_MID_STREAM} -m conntrack --ctstate NEW {marked} -j {_STRAY}"
+    stray = f"{netfilter.MID_STREAM} -m conntrack --ctstate NEW {marked} -j {_STRAY}"
     hooks = ["FORWARD"] + ["OUTPUT"] * (router.options.local_traffic == "balance")
     told = tuple(f"-A {_STRAY} -o {isp.interface} -p tcp -j REJECT --reject-with tcp-reset" for isp in isps)
     found = (Chain(hook, None, (f"-A {hook} {stray}",)) for hook in hooks)
@@ -187,7 +191,9 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _mark_chains(isp: Isp, family: Family, value: str, mask: int, others: int) -> tuple[Chain, Chain]:
+def _mark_chains(
+    isp: Isp, family: Family, lans: tuple[Lan, ...], value: str, mask: int, others: int
+) -> tuple[Chain, Chain]:
     mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
     mine, unset = netfilter.bits(int(value, 16), mask), netfilter.bits(0, mask)
     marking = (
@@ -203,20 +209,22 @@ def _mark_chains(isp: Isp, family: Family, value: str, mask: int, others: int) -
         f"-A {out} -m connmark --mark {unset} -j CONNMARK --set-xmark {value}/{mask:#x}",
         f"-A {out} -m connmark ! --mark {mine} {not_others}-j DROP",
     ]
-    return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, out)))
+    return Chain(mark, None, marking), Chain(out, None, (*leaving, *_refuse_untranslated(isp, family, lans, out)))
 
 
-def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
+def _refuse_untranslated(isp: Isp, family: Family, lans: tuple[Lan, ...], chain: str) -> list[str]:
     """Drop what NAT can no longer give this ISP's address: INVALID packets, connections older than our NAT (R2).
 
     Without any address that is everything, but for what asks for one (DHCP, DHCPv6).
     """
     kind = isp.nat.kind(family)
     if kind == "none":
-        return []
+        return sources.stop(isp, family, chain)
     asking = [f"-A {chain} -s {_LINK_LOCAL} -j RETURN"] if family == 6 else []
     if not isp.addresses(family):
         return [*(asking or [f"-A {chain} -s 0.0.0.0/32 -j RETURN"]), f"-A {chain} -j DROP"]
+    if kind in (npt.STATEFUL, npt.STATELESS):
+        return [*asking, *npt.admit(isp, lans, chain)]
     first, *others = isp.addresses(family)
     translated = f"! --ctrepldst {first.ip}" if kind == "snat" else "! --ctstate SNAT"
     # One that was first before still serves whom it was given to, and others' rules may give one: a server's own
@@ -231,23 +239,26 @@ def _refuse_untranslated(isp: Isp, family: Family, chain: str) -> list[str]:
     ]
 
 
-def nat(isps: list[Isp], family: Family) -> Table:
-    """The table that translates what leaves by each ISP, up or down."""
+def nat(isps: list[Isp], family: Family, lans: tuple[Lan, ...]) -> Table:
+    """The table that translates what leaves by each ISP, up or down, and what comes in for its prefixes."""
     chain = f"{PREFIX}POSTROUTING"
-    rules = [rule for isp in isps for rule in _translations(isp, family, chain)]
+    rules = [rule for isp in isps for rule in _translations(isp, family, lans, chain)]
     if not rules:
         return netfilter.table("nat")
     if family == 6:
         rules.insert(0, f"-A {chain} -s {_LINK_LOCAL} -j RETURN")  # DHCPv6 asks from such an address
     jump = Chain("POSTROUTING", None, (f"-A POSTROUTING -j {chain}",))
-    return netfilter.table("nat", [jump, Chain(chain, None, tuple(rules))])
+    leaving = netfilter.table("nat", [jump, Chain(chain, None, tuple(rules))])
+    return netfilter.merge(npt.inward(isps, lans), leaving) if family == 6 else leaving
 
 
 @lru_cache(maxsize=1024)
-def _translations(isp: Isp, family: Family, chain: str) -> tuple[str, ...]:
+def _translations(isp: Isp, family: Family, lans: tuple[Lan, ...], chain: str) -> tuple[str, ...]:
     kind = isp.nat.kind(family)
-    if kind == "none" or not isp.addresses(family):
+    if kind in ("none", npt.STATELESS) or not isp.addresses(family):
         return ()
+    if kind == npt.STATEFUL:
+        return tuple(npt.outward(isp, lans, chain))
     first, *others = isp.addresses(family)
     target = f"SNAT --to-source {first.ip}" if kind == "snat" else "MASQUERADE"
     # A service that is bound to another of the ISP's addresses keeps it.

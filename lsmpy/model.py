@@ -92,7 +92,7 @@ class Nat(Struct, frozen=True):
     ipv6: Literal["none", "snat", "masquerade", "npt", "npt-stateless"] = "none"
 
     def kind(self, family: Family) -> str:
-        """`snat`, `masquerade` or `none`."""
+        """What `ipv4` or `ipv6` says."""
         return self.ipv4 if family == 4 else self.ipv6
 
 
@@ -141,6 +141,14 @@ class Isp(Addressed, frozen=True, kw_only=True):
     def follows(self) -> bool:
         """Whether an address or a gateway is what the kernel has at the moment."""
         return AUTO in (*self.address, *self.gateway)
+
+    def prefixes(self, family: Family) -> tuple[Network, ...]:
+        """The networks of one family that it routes to us."""
+        return _prefixes(self.prefix) if family == 6 else ()
+
+    def networks(self, family: Family) -> tuple[Network, ...]:
+        """All whose addresses are its customers': that of each address of ours, and what it routes to us."""
+        return (*(each.network for each in self.addresses(family)), *self.prefixes(family))
 
     def carries(self, family: Family) -> bool:
         """Whether this ISP has an address and a gateway of the family, or may have."""
@@ -288,6 +296,10 @@ def _interfaces(texts: tuple[str, ...], family: Family) -> tuple[Interface, ...]
 
 
 @lru_cache(maxsize=1024)
+def _prefixes(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
+
+
 def _networks(texts: tuple[str, ...], family: Family) -> tuple[Network, ...]:
     if not texts:
         return (ipaddress.ip_network("0.0.0.0/0" if family == 4 else "::/0"),)

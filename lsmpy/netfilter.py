@@ -20,6 +20,7 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
 
 
 PREFIX = "LSMPY-"  # of the chains that have nobody else's name in theirs
+MID_STREAM = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"  # what begins no TCP connection
 
 
 class Chain(Struct, frozen=True):

@@ -11,9 +11,9 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, marking, netfilter, routing
+from lsmpy import choice, marking, netfilter, npt, routing, sources
 from lsmpy.marking import Use
-from lsmpy.model import Family, Interface, Isp, Lan, Options, Router, host
+from lsmpy.model import Family, Interface, Isp, Lan, Network, Options, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
@@ -154,6 +154,8 @@ def _verdict(
         for family, lack in zip(families, lacks, strict=True)
         if lack and isp.addresses(family)
     ]
+    prefixes = ", ".join(isp.prefix) or "no prefix"
+    partly += [f"without IPv6 of {net}: {prefixes} has no place for it" for net in npt.homeless(isp, router.lans)]
     return Verdict(isp.name, True, ", ".join(partly), broken=bool(partly))
 
 
@@ -175,22 +177,25 @@ def _side(
     use = _use(router.options, isps, up, usable, strays)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
     refusing = bool(known) and not use.chosen and router.options.when_all_down == "unreachable"
+    six = isps if family == 6 else []
     own = {
-        "nat": marking.nat(isps, family),
+        "filter": netfilter.merge(
+            marking.refusals(router, family, isps), sources.refusals(isps, router.lans, family, usable)
+        ),
+        "nat": marking.nat(isps, family, router.lans),
         "mangle": marking.mangle(router, family, isps, use, mtus),
+        **({"raw": npt.untracked(six, router.lans)} if npt.stateless(six) else {}),
     }
-    names = (*OWN_TABLES, *(name for name in extra if name not in OWN_TABLES))
-    # The user's rules come first, so that they can make exceptions.
-    tables = [
-        netfilter.merge(extra.get(name, netfilter.table(name)), own.get(name, netfilter.table(name))) for name in names
-    ]
-    # Only what nobody could mean comes before them: they accept what comes from a LAN.
-    tables[0] = netfilter.merge(marking.refusals(router, family, isps), tables[0])
+    names = dict.fromkeys((*OWN_TABLES, *own, *extra))
+    # The user's rules come first, so that they can make exceptions; but in filter they accept what comes from a LAN,
+    # and what is refused there nobody could mean.
+    both = ((name, own.get(name, netfilter.table(name)), extra.get(name, netfilter.table(name))) for name in names)
+    tables = [netfilter.merge(*(pair if name == "filter" else reversed(pair))) for name, *pair in both]
     return Side(
         family=family,
         tables=tuple(tables),
-        routes=(*_routes(router, family, isps, links), *_local_default(router, family, use.chosen, links)),
-        rules=(*_rules(router, family, isps, use.chosen), *(_refusals(router.lans) if refusing else ())),
+        routes=(*_routes(router, family, isps, links), *_local_default(router, family, isps, use.chosen, links)),
+        rules=(*_rules(router, family, isps, use.chosen, links), *(_refusals(router.lans) if refusing else ())),
     )
 
 
@@ -246,30 +251,41 @@ def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str,
         yield routing.unreachable(family, number)
 
 
+def _leads(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> bool:
+    """Whether there is a way out by an ISP."""
+    first = isp.addresses(family)[:1]
+    return isp.next_hop(family) is not None and any(_has(isp.interface, each, links) for each in first)
+
+
 def _default(
     isp: Isp, family: Family, table: int, links: Mapping[str, Link] | None, source: str | None = None
 ) -> Iterable[Route]:
     """The way out by an ISP. One that has only lost its carrier keeps it, for the moment in which the cable is back."""
     hop = isp.next_hop(family)
-    if hop is not None and any(_has(isp.interface, first, links) for first in isp.addresses(family)[:1]):
+    if hop is not None and _leads(isp, family, links):
         via = None if hop.is_unspecified else host(hop)
         yield routing.unicast(family, table, "default", isp.interface, via, source)
 
 
 def _local_default(
-    router: Router, family: Family, candidates: Sequence[Isp], links: Mapping[str, Link] | None
+    router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
 ) -> Iterable[Route]:
     """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN.
 
     connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
     it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
-    LANs. Main's own default is left as it is, whoever made it: the rule to this table stands before it. There is no
-    `unreachable` at the end, so that a socket bound to a device of others still finds their default in main.
+    LANs. (It is that ISP's own where the LANs have addresses of ISPs alone, and where packets are translated one by
+    one: of a router's error SNPT would translate the address inside too.) Main's own default is left as it is, whoever
+    made it: the rule to this table stands before it. There is no `unreachable` at the end, so that a socket bound to a
+    device of others still finds their default in main.
     """
     if router.options.local_traffic == "main":
         return
-    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family))
-    source = next((host(each) for device, each in lans if _has(device, each, links)), None)
+    held = [net for isp in isps for net in sources.owned(isp, family)]
+    by_packet = family == 6 and npt.stateless(isps)
+    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family) if not by_packet)
+    free = ((device, each) for device, each in lans if not any(each.ip in net for net in held))
+    source = next((host(each) for device, each in free if _has(device, each, links)), None)
     for isp in candidates[:1]:
         yield from _default(isp, family, routing.LOCAL_DEFAULT, links, source)
 
@@ -297,11 +313,17 @@ def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> b
 
 @lru_cache(maxsize=1024)
 def _target(address: Interface) -> str:
-    network = address.network
+    return _spelled(address.network)
+
+
+def _spelled(network: Network) -> str:
+    """A network as `ip` prints it."""
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _rules(router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp]) -> Iterable[Rule]:
+def _rules(
+    router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
+) -> Iterable[Rule]:
     # Whatever main knows better than a default goes there: LANs, VPNs, static routes (R1).
     yield Rule(FROM_MAIN, "", routing.MAIN, suppress_default=True)
     for isp in isps:
@@ -309,6 +331,7 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: Sequence
         for each in isp.addresses(family):
             yield Rule(BY_SOURCE, f"from {host(each)}", table)
         yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
+    yield from _by_network(isps, family, links)
     for isp in isps:
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
     if router.refusal:
@@ -316,9 +339,26 @@ def _rules(router: Router, family: Family, isps: list[Isp], candidates: Sequence
     if router.options.local_traffic == "balance":
         yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
     if candidates and choice.by_rule(isps):
-        for lan in router.lans:
-            if family in lan.families:
-                yield Rule(BY_TIER, f"iif {lan.interface}", int(candidates[0].table))
+        ways = [f"iif {lan.interface}" for lan in router.lans if family in lan.families]
+        if family == 6 and npt.stateless(isps):  # what a LAN's address of the router answers
+            ways += [f"from {_spelled(net)} iif lo" for net in npt.networks(router.lans)]
+        yield from (Rule(BY_TIER, way, int(candidates[0].table)) for way in ways)
+
+
+def _by_network(isps: list[Isp], family: Family, links: Mapping[str, Link] | None) -> Iterable[Rule]:
+    """What an ISP routes to us goes by it, or, if its table has no way, to where the sender is told why (R9).
+
+    Only what is about to leave by some interface meets the rule of filter that tells; routing alone would say no more
+    than that there is no route.
+    """
+    leading = [isp for isp in isps if _leads(isp, family, links)]
+    for isp in isps:
+        way = isp if isp in leading else next(iter(leading), isp)
+        for net in sources.owned(isp, family):
+            yield Rule(BY_SOURCE, f"from {_spelled(net)}", int(way.table))
+        for net in isp.prefixes(family):
+            # What is in none of the LANs would go to and fro between the ISP and us (RFC 7084, WPD-5).
+            yield Rule(BY_SOURCE, f"to {_spelled(net)} iif {isp.interface}", routing.REFUSED)
 
 
 def _refusals(lans: Iterable[Lan]) -> Iterable[Rule]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from lsmpy import LsmpyError, command, config, flows, report, sandbox, state
+from lsmpy import LsmpyError, command, config, flows, report, sandbox, sources, state
 from lsmpy.lab import ROUTER, Lab, LabError
 from lsmpy.model import FAMILIES, Family, Isp, Lan, Router
 from lsmpy.report import FAULTS, FaultName, Rebuild, Report, Shares, Trial
@@ -77,6 +77,7 @@ class Rehearsal:
         self._streams: dict[str, flows.Stream] = {}
         self._long: dict[str, flows.LongFlows] = {}
         self._blamed: dict[tuple[str, flows.Flow], str] = {}  # a lost flow and the ISP it was on, as far as known
+        self._owners = dict(self._owned())
         self._judged: dict[str, int] = {}  # how many of each stream's flows have been
 
     def run(self) -> Report:
@@ -140,6 +141,15 @@ class Rehearsal:
             if families:
                 yield lan, families
 
+    def _owned(self) -> Iterator[tuple[tuple[str, Family], str]]:
+        """The LANs and families whose host has an address that one ISP alone carries, and that ISP (R9)."""
+        for lan, families in self._senders():
+            for family in families:
+                host = self._lab.host(lan.name, family)
+                for isp in self._router.isps:
+                    if any(host in net for net in sources.owned(isp, family)):
+                        yield (lan.name, family), isp.name
+
     def _say(self, who: str, text: str, when: float | None = None) -> None:
         seconds = (when or time.monotonic()) - self._began
         self._write(f"{seconds:7.2f} s  {who:<14}  {text}\n")
@@ -149,6 +159,9 @@ class Rehearsal:
 
     def _trial(self, isp: Isp, fault: FaultName, before: Shares) -> Trial:
         switches = len(self._router.isps) > 1 and isp.tier == min(each.tier for each in self._router.isps)
+        # By hash the few hosts here may all have another ISP, and those of an ISP's network have no other.
+        if self._router.options.balance == "hash" or self._owners:
+            switches = switches and before.get(isp.name, 0) > 0
         trial = Trial(isp=isp.name, fault=fault, switches=switches, before=before, failures=[])
         foreign = self._foreign()
         self._converse()
@@ -230,7 +243,8 @@ class Rehearsal:
         """Tell losses that are the fault's from those that are the router's.
 
         The router's conntrack says on which ISP a lost flow was; a flow that it does not know never left the router.
-        Excused is what was under way on the faulty ISP, or on none, between the fault and the end of the rebuild.
+        Excused is what was under way on the faulty ISP, or on none, between the fault and the end of the rebuild; or,
+        of hosts for whom there is no other, until it is back.
         """
         self._blame()
         excused = began + trial.rebuilt_s if trial.switches and trial.rebuilt_s is not None else time.monotonic()
@@ -240,11 +254,13 @@ class Rehearsal:
                 where = self._blamed.get((lan, flow), "")
                 if flow.ok:
                     continue
-                if where in ("", isp.name) and began <= flow.t + flow.ms / 1000 and flow.t <= excused:
+                hopeless = self._owners.get((lan, flow.family)) == isp.name
+                began_late = flow.t > excused and not hopeless
+                if where in ("", isp.name) and began <= flow.t + flow.ms / 1000 and not began_late:
                     trial.lost_here += 1
                 else:
                     trial.lost_elsewhere += 1
-                    self._say(isp.name, f"lost without excuse, on {where or 'no ISP'}: {flow}")
+                    self._say(isp.name, f"lost without excuse, from {lan}, on {where or 'no ISP'}: {flow}")
             self._judged[lan] = len(ended)
         for each in self._long.values():
             for event in list(each.events):

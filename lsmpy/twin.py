@@ -47,6 +47,7 @@ class Twin:
         self.router = router
         families = [f for f in FAMILIES if any(isp.carries(f) for isp in router.isps)]
         taken = [each.network for item in (*router.isps, *router.lans) for f in FAMILIES for each in item.addresses(f)]
+        taken += [net for isp in router.isps for net in isp.prefixes(6)]
         taken += [ipaddress.ip_network(address) for address in self._checks()]
         self.server: dict[Family, Address] = {f: spare.server(f, taken) for f in families}
         self._transit = {f: spare.transits(f, [*taken, ipaddress.ip_network(self.server[f])]) for f in families}
@@ -106,18 +107,19 @@ class Twin:
         return {check.address for isp in self.router.isps for check in isp.checks if check.address is not None}
 
     def _networks(self, isp: Isp) -> list[Network]:
-        return [each.network for family in FAMILIES for each in isp.addresses(family)]
+        return [net for family in FAMILIES for net in isp.networks(family)]
 
     def _routed(self, isp: Isp, family: Family) -> list[Network]:
-        """The LANs' networks that leave by this ISP as they are, because nothing translates them.
+        """What this ISP routes to the router: its prefixes, and the LANs' networks if nothing translates them.
 
         A network inside another ISP's prefix is that ISP's to carry, and foreign here.
         """
+        own = list(isp.prefixes(family))
         if isp.nat.kind(family) != "none":
-            return []
+            return own
         others = [net for other in self.router.isps if other is not isp for net in self._networks(other)]
         lans = dict.fromkeys(each.network for lan in self.router.lans for each in lan.addresses(family))
-        return [net for net in lans if not any(_inside(net, other) for other in others)]
+        return own + [net for net in lans if not any(_inside(net, other) for other in (*own, *others))]
 
     # -- scripts: each makes one namespace what it is ----------------------------------------------------------------
 
@@ -224,7 +226,7 @@ class Twin:
                 way = f"via {net[1]} dev {link}"
                 # Sockets bound to a link find its default whatever the metric; unbound ones go where the address lives.
                 lines += [f"route add default {way} metric {place}", f"route add default {way} table {1000 + place}"]
-                networks = [each.network for each in isp.addresses(family) if not each.network.is_link_local]
+                networks = [each for each in isp.networks(family) if not each.is_link_local]
                 lines += [f"route add {each} {way} metric {place}" for each in dict.fromkeys(networks)]
                 rules += f"ip -{family} rule add pref {place} fwmark {place} lookup {1000 + place}\n"
         # Echo replies and resets have no socket: they leave by the link whose mark they reflect.

@@ -77,7 +77,12 @@ def test_to_the_router(article: Router) -> None:
     to_itself = ["-m addrtype --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN"]
     assert rules(side(article), "mangle", "LSMPY-PREROUTING")[-3:] == to_itself + lans
     separate = [f"-m addrtype --dst-type {kind} -j RETURN" for kind in ("LOCAL", "MULTICAST")]
-    assert rules(side(article, family=6), "mangle", "LSMPY-PREROUTING")[-4:] == separate + lans
+    assert rules(side(article, family=6), "mangle", "LSMPY-PREROUTING")[-6:] == [
+        *separate,
+        "-s 2001:db8:0:1::/64 -g MARK-ISP1",
+        "-s 2001:db8:0:2::/64 -g MARK-ISP2",
+        *lans,
+    ]
 
 
 @pytest.mark.parametrize("down", [(), ("ISP1",), ("ISP2",), ("ISP1", "ISP2")])
@@ -213,7 +218,26 @@ def test_ipv6(article: Router) -> None:
     six = side(article, 6)
     assert six.table("nat") == netfilter.table("nat")
     assert rules(six, "mangle", "CHOOSE-dev") == rules(side(article), "mangle", "CHOOSE-dev")
-    assert rules(six, "mangle", "OUT-ISP1") == rules(side(article), "mangle", "OUT-ISP1")[:3]
+    assert rules(six, "mangle", "OUT-ISP1") == [
+        *rules(side(article), "mangle", "OUT-ISP1")[:3],
+        "-g LSMPY-SOURCES",
+    ]
+
+
+def test_an_isps_own_sources(article: Router) -> None:
+    made = side(article, 6, down=["ISP1"])
+    by_source = [(rule.selector, rule.table) for rule in made.rules if rule.selector.startswith("from 2001:db8:0:")]
+    assert by_source[-2:] == [("from 2001:db8:0:1::/64", 250), ("from 2001:db8:0:2::/64", 249)]
+    tell, one = "-j REJECT --reject-with icmp6-policy-fail", "-s 2001:db8:0:1::/64"
+    others = [f"{one} ! -o eth2", "-s 2001:db8:0:2::/64 ! -o eth3"]
+    assert rules(made, "filter", "LSMPY-SOURCES") == [f"{each} {tell}" for each in others]
+    assert rules(made, "mangle", "LSMPY-SOURCES") == [f"{each} -j DROP" for each in others]
+    new = "-m conntrack --ctstate NEW"
+    assert rules(made, "filter", "LSMPY-LEAVING") == [
+        f"{one} -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN {new} -j REJECT --reject-with tcp-reset",
+        f"{one} {new} {tell}",
+        "-g LSMPY-SOURCES",
+    ]
 
 
 def test_every_difference_is_in_the_readme_and_has_its_test() -> None:

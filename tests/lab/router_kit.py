@@ -21,7 +21,13 @@ _TUN = Path(__file__).with_name("tun.py")
 
 
 def configuration(
-    weights: Sequence[int] = (1, 1), ipv6: str = "snat", backend: str = "auto", router: str = "", more: str = ""
+    weights: Sequence[int] = (1, 1),
+    ipv6: str = "snat",
+    backend: str = "auto",
+    router: str = "",
+    more: str = "",
+    prefix: str = "",
+    lans: Sequence[str] = (),
 ) -> str:
     """A router with an ISP for each weight (eth2, eth3, …), two LANs and both families.
 
@@ -31,22 +37,23 @@ def configuration(
         backend: the iptables.
         router: more lines of the [router] table.
         more: more tables.
+        prefix: what each ISP routes to the router, with {} for its number; something, if NPT needs it.
+        lans: the router's IPv6 addresses in each LAN, with {} for its number. If left out they are provider
+            independent without NAT, and with NAT nobody's outside.
     """
-    # Without NAT the LANs' IPv6 is provider independent, with NAT it is nobody's outside.
-    prefix = "2001:db8:a:" if ipv6 == "none" else "fd00:a:0:"
+    prefix = prefix or ("2001:db8:10{}::/48" if ipv6.startswith("npt") else "")
+    lans = lans or ["2001:db8:a:{}::1/64" if ipv6 == "none" else "fd00:a:0:{}::1/64"]
     tables = [f'[router]\niptables = "{backend}"\n{router}\n[nat]\nipv6 = "{ipv6}"\n']
     for number, weight in enumerate(weights, 1):
         tables.append(
             f'[[isp]]\nname = "ISP{number}"\ninterface = "eth{number + 1}"\nweight = {weight}\n'
             f'address = ["{number}.{number}.{number}.1/24", "2001:db8:0:{number}::1/64"]\n'
             f'gateway = ["{number}.{number}.{number}.2", "2001:db8:0:{number}::2"]\n'
-            f'check = ["203.0.113.{number}"]\n'
+            f'check = ["203.0.113.{number}"]\nprefix = {[prefix.format(number)] if prefix else []}\n'
         )
     for number, name in enumerate((LAN, "rnd"), 1):
-        tables.append(
-            f'[[lan]]\nname = "{name}"\ninterface = "eth{number - 1}"\n'
-            f'address = ["192.168.{number}.254/24", "{prefix}{number}::1/64"]\n'
-        )
+        addresses = [f"192.168.{number}.254/24", *(each.format(number) for each in lans)]
+        tables.append(f'[[lan]]\nname = "{name}"\ninterface = "eth{number - 1}"\naddress = {addresses}\n')
     return "\n".join([*tables, more])
 
 

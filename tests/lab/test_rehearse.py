@@ -69,6 +69,26 @@ def test_two_isps_and_two_families(rehearsed: Rehearsed) -> None:
     assert "fault: cable out" in timeline
 
 
+def test_hosts_of_one_isps_network_wait_for_it_and_others_go_on(
+    rehearsed: Rehearsed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv6 without translation (R9): one LAN has I1's prefix, the other is of no ISP."""
+    monkeypatch.setattr(rehearse, "_MEASURE_S", 1.2)  # longer than those who wait are patient
+    isps = re.sub(r'name = "I(.)"', r'name = "I\1"\nprefix = "2001:db8:10\1::/48"', isps_of(2, "6"))
+    lans = "".join(
+        f'[[lan]]\nname = "{name}"\ninterface = "{name}"\naddress = "{address}"\n'
+        for name, address in (("lan0", "2001:db8:101:1::1/64"), ("lan1", "2001:db8:aa:1::1/64"))
+    )
+    status, facts, timeline = rehearsed(FAST + isps + lans)
+    assert (status, facts.ok) == (0, True), timeline
+    for trial in facts.trials:
+        assert trial.before["I1"] == pytest.approx(0.75, abs=0.03)
+        assert trial.during == {trial.isp: 0.0, {"I1": "I2", "I2": "I1"}[trial.isp]: 1.0}
+        assert trial.foreign == 0
+    waiting = {trial.isp: trial.lost_here for trial in facts.trials if trial.fault == "forced by hand"}
+    assert (waiting["I1"] > 0, waiting["I2"]) == (True, 0)
+
+
 def test_a_single_isp_without_lans(rehearsed: Rehearsed) -> None:
     status, facts, timeline = rehearsed(FAST + isps_of(1, "6"))
     assert (status, facts.ok, facts.flows) == (0, True, 0), timeline

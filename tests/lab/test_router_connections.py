@@ -65,7 +65,12 @@ for number, flag in enumerate(flags):
     sock.sendto(segment[:16] + struct.pack("!H", ~total & 0xFFFF) + segment[18:], (to, 0))
 """
 SYN, FIN, RST, ACK, PSH = 0x02, 0x01, 0x04, 0x10, 0x08
-COMBINATIONS = [("snat", "nft", None), ("snat", "legacy", "ISP1"), ("none", "nft", "ISP2")]
+COMBINATIONS = [
+    ("snat", "nft", None),
+    ("snat", "legacy", "ISP1"),
+    ("none", "nft", "ISP2"),
+    ("npt", "nft", "ISP1"),
+]
 
 
 class Arrivals:
@@ -174,13 +179,15 @@ def test_flows_of_a_lost_link_never_leave_by_another(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("backend", "default"), [("nft", None), ("legacy", "ISP1"), ("nft", "ISP2")])
+@pytest.mark.parametrize(
+    ("ipv6", "backend", "default"), [("snat", "nft", None), ("snat", "legacy", "ISP1"), ("npt", "nft", "ISP2")]
+)
 def test_what_belongs_to_no_connection_does_not_leave_untranslated(
-    tmp_path: Path, backend: str, default: str | None, family: Family
+    tmp_path: Path, ipv6: str, backend: str, default: str | None, family: Family
 ) -> None:
     """Segments that conntrack calls INVALID, and ones out of the middle of a connection that it has never seen."""
     flags = bytes([RST, SYN | ACK, FIN, FIN | SYN, PSH | FIN, 0, ACK, PSH | ACK, FIN | ACK])
-    with rig(tmp_path, configuration(backend=backend), default, server=False) as router:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend), default, server=False) as router:
         router.rebuild()
         me, to = str(router.lab.host(LAN, family)), str(router.lab.server[family])
         arrived = [router.arrived(isp, "-p tcp", family) for isp in ISPS]
@@ -193,11 +200,13 @@ def test_what_belongs_to_no_connection_does_not_leave_untranslated(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("backend", "default"), [("nft", None), ("legacy", "ISP1"), ("nft", "ISP2")])
+@pytest.mark.parametrize(
+    ("ipv6", "backend", "default"), [("snat", "nft", None), ("snat", "legacy", "ISP1"), ("npt", "nft", "ISP2")]
+)
 def test_what_is_out_of_a_connections_window_does_not_leave_untranslated_and_takes_no_turn(
-    tmp_path: Path, backend: str, default: str | None, family: Family
+    tmp_path: Path, ipv6: str, backend: str, default: str | None, family: Family
 ) -> None:
-    with rig(tmp_path, configuration(backend=backend), default) as router:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend), default) as router:
         router.rebuild()
         me, to = str(router.lab.host(LAN, family)), str(router.lab.server[family])
         turns = []
@@ -212,11 +221,11 @@ def test_what_is_out_of_a_connections_window_does_not_leave_untranslated_and_tak
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("backend", "default"), [("nft", "ISP1"), ("legacy", "ISP2")])
+@pytest.mark.parametrize(("ipv6", "backend", "default"), [("npt", "nft", "ISP1"), ("snat", "legacy", "ISP2")])
 def test_a_flow_older_than_our_nat_does_not_leave_untranslated(
-    tmp_path: Path, backend: str, default: str, family: Family
+    tmp_path: Path, ipv6: str, backend: str, default: str, family: Family
 ) -> None:
-    with rig(tmp_path, configuration(backend=backend), default, server=False) as router:
+    with rig(tmp_path, configuration((1, 1), ipv6, backend), default, server=False) as router:
         # Without a rule that needs it, the kernel tracks no connections.
         tool = "iptables" if family == 4 else "ip6tables"
         router.shell(f"{tool}-{backend} -A FORWARD -m conntrack --ctstate NEW -j ACCEPT\n")

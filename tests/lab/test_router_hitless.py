@@ -51,7 +51,7 @@ def assert_unhurt(stream: flows.Stream, long: flows.LongFlows, seconds: float, i
         ("snat", "nft", None, "all"),
         ("none", "legacy", "ISP1", "all"),
         ("none", "nft", "ISP1", "own"),
-        ("snat", "legacy", "ISP2", "own"),
+        ("npt", "legacy", "ISP2", "own"),
     ],
 )
 def test_rebuilds_under_load_hurt_nobody(

@@ -30,12 +30,16 @@ UNREACHABLE = "unreachable"
 
 @dataclass
 class Connection:
-    """What conntrack knows of a flow: its mark, and its reply direction's destination once that is decided."""
+    """What conntrack knows of a flow: its mark, and its reply direction's destination once that is decided.
+
+    `asked` is whom the client called, where that was not one of ours.
+    """
 
     mark: int = 0
     confirmed: bool = False
     reply_to: str = ""
     translated: bool = False
+    asked: str = ""
 
 
 @dataclass
@@ -116,7 +120,19 @@ class Netfilter:
             connection.reply_to = connection.reply_to or packet.source
         if connection and connection.translated and not packet.reply:
             packet.source = connection.reply_to
+        if connection and connection.asked and packet.reply:
+            packet.source = connection.asked
         return True
+
+    def enter(self, packet: Packet) -> bool:
+        """PREROUTING of mangle, and of nat for the first packet of a connection from outside."""
+        connection = packet.connection
+        if connection and not connection.confirmed:
+            connection.asked = packet.target
+        survives = self.mangle("PREROUTING", packet)
+        if connection and not connection.confirmed:
+            self._walk(self.tables["nat"], "PREROUTING", packet)
+        return survives
 
     def counts(self) -> list[int]:
         return [each.count for each in self.counters.values()]
@@ -166,6 +182,12 @@ class Netfilter:
                 packet.mark = packet.mark & ~here ^ connection.mark & there
             return False
         assert connection is not None, "nat never sees what conntrack calls INVALID"
+        if target == "NETMAP":
+            if packet.out:
+                connection.translated, connection.reply_to = True, _moved(packet.source, values["--to"])
+            else:
+                packet.target = _moved(packet.target, values["--to"])
+            return True
         assert target in ("SNAT", "MASQUERADE"), target
         connection.translated = True
         connection.reply_to = values.get("--to-source", f"address of {packet.out}")
@@ -182,7 +204,7 @@ class Netfilter:
             if connection is None:
                 return False
             return (connection.mark & _pair(value)[1] == _pair(value)[0]) != inverted
-        if name in ("--ctrepldst", "--ctstatus", "--ctdir") and connection is None:
+        if name in ("--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir") and connection is None:
             return False
         return self._plain(rule, name, value, packet) != inverted
 
@@ -213,7 +235,10 @@ class Netfilter:
                 return bool(known & set(value.split(",")))
             case "--ctrepldst":
                 assert connection
-                return ip_address(connection.reply_to or packet.source) == ip_address(value)
+                return ip_address(connection.reply_to or packet.source) in ip_network(value)
+            case "--ctorigdst":
+                assert connection
+                return bool(connection.asked) and ip_address(connection.asked) in ip_network(value)
             case "--ctstatus":
                 assert connection
                 assert value == "CONFIRMED"
@@ -230,7 +255,7 @@ class Netfilter:
 
 _ONE = {
     *("-i", "-o", "-s", "-d", "-p", "--dports", "--mark"),
-    *("--ctstate", "--ctrepldst", "--ctstatus", "--ctdir", "--dst-type"),
+    *("--ctstate", "--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir", "--dst-type"),
 }
 _NUMBERS = {"--every", "--probability"}
 _Split = tuple[list[tuple[str, bool, str]], str, str, dict[str, str]]
@@ -268,6 +293,12 @@ def _split(rule: str, known: dict[str, _Split] = {}) -> _Split:  # noqa: B006  t
     return known[rule]
 
 
+def _moved(address: str, network: str) -> str:
+    """The address with its first bits replaced by the network's (NETMAP)."""
+    to = ip_network(network)
+    return str(to[int(ip_address(address)) & int(to.hostmask)])
+
+
 def _pair(text: str) -> tuple[int, int]:
     value, _, mask = text.partition("/")
     return int(value, 16), int(mask or "0xffffffff", 16)
@@ -297,10 +328,14 @@ def route(side: Side, packet: Packet, main: Main) -> str:
 
 
 def _selects(selector: str, packet: Packet) -> bool:
-    kind, _, value = selector.partition(" ")
+    words = selector.split()
+    return all(_selects_by(kind, value, packet) for kind, value in zip(words[::2], words[1::2], strict=True))
+
+
+def _selects_by(kind: str, value: str, packet: Packet) -> bool:
     match kind:
-        case "":
-            return True
+        case "to":
+            return ip_address(packet.target) in ip_network(value)
         case "from":
             return ip_address(packet.source) in ip_network(value)
         case "oif":
@@ -309,7 +344,7 @@ def _selects(selector: str, packet: Packet) -> bool:
             return packet.into == value
         case "fwmark":
             return packet.mark & _pair(value)[1] == _pair(value)[0]
-    raise AssertionError(f"the tests do not know the selector {selector}")
+    raise AssertionError(f"the tests do not know the selector {kind}")
 
 
 def _lookup(routes: Iterable[tuple[str, int, str]], packet: Packet) -> tuple[int, str]:

@@ -22,8 +22,9 @@ FAMILIES: tuple[Family, ...] = (4, 6)
 SOMEWHERE: Mapping[Family, str] = {4: "203.0.113.9", 6: "2001:db8:ffff::9"}
 TEXTS = (None, "up", "down", "long_down", "", "Up", "rubbish")
 BALANCES = ("nth", "random", "hash")
+LEAVING = "LSMPY-LEAVING"
 # What the chains that depend on the states are called.
-CHOICES = ("CHOOSE-", "LSMPY-CHOOSE", "POLICY-", "LSMPY-BUCKETS", "LSMPY-DICE", "LSMPY-STRAY", "LSMPY-DOWN")
+CHOICES = ("CHOOSE-", "LSMPY-CHOOSE", "POLICY-", "LSMPY-BUCKETS", "LSMPY-DICE", "LSMPY-STRAY", "LSMPY-DOWN", LEAVING)
 MASKS = (0xFFFFFFFF, 0xFF00, 0xF0, 0x7)
 
 
@@ -93,7 +94,7 @@ def routers(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2, balances: 
     text = f"[router]\nflush = '{draw(st.sampled_from(('all', 'own')))}'\n"
     text += f"balance = '{draw(st.sampled_from(balances))}'\nmark_mask = {mask:#x}\n"
     text += f"local_traffic = '{draw(st.sampled_from(['main', 'balance']))}'\n"
-    nat4, nat6 = draw(st.sampled_from(["snat", "masquerade", "none"])), draw(st.sampled_from(["none", "snat"]))
+    nat4, nat6 = draw(st.sampled_from(["snat", "masquerade", "none"])), draw(st.sampled_from(["none", "snat", "npt"]))
     text += f"[nat]\nipv4 = '{nat4}'\nipv6 = '{nat6}'\n"
     count = draw(st.integers(least_isps, most_isps))
     highest = mask // (mask & -mask)
@@ -105,6 +106,7 @@ def routers(draw: st.DrawFn, most_isps: int = 6, least_isps: int = 2, balances: 
         addresses = [f"10.0.{place}.{host}/24" for host in range(1, four + 1)] + [f"2001:db8:{place}::1/64"] * six
         gateways = [f"10.0.{place}.254"] * bool(four) + [f"2001:db8:{place}::fe"] * six
         text += f"[[isp]]\nname = 'I{place}'\ninterface = 'wan{place}'\naddress = {addresses}\ngateway = {gateways}\n"
+        text += f"prefix = {[f'2a0{place}::/32'] if six else []}\n"
         text += f"check = 'gateway'\nmark = {marks[place]}\ntable = {tables[place]}\n"
         text += f"weight = {1 if equal else draw(st.integers(1, 20))}\ntier = {draw(st.sampled_from([1, 1, 1, 2]))}\n"
     for place in range(draw(st.integers(1, 3))):
@@ -200,6 +202,11 @@ def scenes(
 def client(lan: Lan, family: Family) -> str:
     """The address of a host in the LAN."""
     return str(lan.addresses(family)[0].network[77])
+
+
+def outside(isp: Isp, address: str) -> str:
+    """What an address of the LANs is called outside if the ISP translates it one to one."""
+    return str(isp.prefixes(6)[0][int(ip_address(address)) & (1 << 96) - 1])
 
 
 def sides(made: Plan) -> dict[Family, Side]:

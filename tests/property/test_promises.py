@@ -18,7 +18,7 @@ from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from lsmpy.routing import LOCAL_DEFAULT, Link
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
-from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, scenes, sides, statuses
+from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, outside, scenes, sides, statuses
 
 dice = st.randoms(use_true_random=False)
 
@@ -99,6 +99,8 @@ def test_a_new_connection_leaves_by_the_isp_it_was_sent_to_or_not_at_all(
         assert left == scene.has(isp.interface, str(isp.addresses(family)[0].ip))
         if left and isp.nat.kind(family) == "snat":
             assert packet.source == str(isp.addresses(family)[0].ip)
+        if left and isp.nat.kind(family) == "npt":
+            assert packet.source == outside(isp, client(lan, family))
 
 
 @given(scenes(), dice)
@@ -331,6 +333,8 @@ def test_what_comes_in_by_an_isp_is_answered_by_it(scene: Scene, chance: random.
             there = scene.has(isp.interface, address)
             for host, hook in ((client(lan, family), "PREROUTING"), (address, "OUTPUT")):
                 connection = Connection(confirmed=True, reply_to=SOMEWHERE[family])
+                if isp.nat.kind(family) == "npt" and hook == "PREROUTING":
+                    connection.asked = outside(isp, host)
                 asked = Packet(SOMEWHERE[family], host, connection, into=isp.interface)
                 assert rules.mangle("PREROUTING", asked)
                 answer = Packet(host, SOMEWHERE[family], connection, "ESTABLISHED", reply=True)
@@ -357,6 +361,7 @@ def test_a_bound_socket_of_the_router_uses_its_isp(scene: Scene, chance: random.
                 assert rules.mangle("OUTPUT", bound)
                 bound.out = route(side, bound, scene.main(family, default=elsewhere))
                 assert bound.out == isp.interface
+                bound.source = address  # as the route says
                 assert rules.leave(bound)
                 assert rules.counts() == before
 
@@ -411,6 +416,93 @@ def test_what_the_router_says_to_its_lans_and_itself_takes_no_turn(scene: Scene,
             assert rules.mangle("OUTPUT", packet)
             assert packet.mark == 0
         assert rules.counts() == before
+
+
+# -- R9 and NPT ----------------------------------------------------------------------------------------------
+
+
+def of_network(isp: Isp, chance: random.Random) -> str:
+    """An address of a customer of the ISP, which is not the router's."""
+    return str(chance.choice(isp.networks(6))[chance.randrange(256, 1 << 16)])
+
+
+@given(scenes(), dice)
+def test_without_translation_a_source_goes_by_the_isp_whose_it_is_and_takes_no_turn(
+    scene: Scene, chance: random.Random
+) -> None:
+    for family, side, lan in ways(scene):
+        rules = Netfilter(side, scene.own(family), chance)
+        elsewhere = chance.choice(["", *(isp.interface for isp in scene.isps(family))])
+        known = [isp for isp in scene.isps(family) if family == 6 and isp.nat.ipv6 == "none"]
+        usable = {i.name for i in known if scene.present(i, 6) and scene.states[i.name].up}
+        usable = usable or {i.name for i in known if scene.present(i, 6)} or {i.name for i in known}
+        for isp in known:
+            before, connection = rules.counts(), Connection()
+            packet = outbound(lan, family, connection)
+            packet.source = source = of_network(isp, chance)
+            assert rules.mangle("PREROUTING", packet)
+            packet.out = route(side, packet, scene.main(family, elsewhere))
+            assert rules.counts() == before
+            passes = packet.out != UNREACHABLE and rules.passes(packet)
+            assert passes == (isp.name in usable and scene.has(isp.interface, str(isp.addresses(6)[0].ip)))
+            if passes:
+                assert (packet.out, rules.leave(packet), packet.source) == (isp.interface, True, source)
+                assert of_mark(scene.router, connection.mark) is isp
+            elif any(scene.has(each.interface, str(each.addresses(6)[0].ip)) for each in known):
+                assert packet.out != UNREACHABLE  # the sender is told why, not only that there is no way
+            event("passes" if passes else "is told")
+
+
+@given(scenes(), dice)
+def test_never_does_ipv6_leave_by_an_isp_with_a_prefix_of_another(scene: Scene, chance: random.Random) -> None:
+    """Whatever it is, wherever it is sent, and whatever was said of its connection before."""
+    chance = random.Random(chance.random())
+    for family, side, lan in ways(scene):
+        if family == 4:
+            continue
+        isps = scene.isps(6)
+        rules = Netfilter(side, scene.own(6), chance)
+        for _ in range(30):
+            source = chance.choice([client(lan, 6), *(of_network(isp, chance) for isp in isps)])
+            mark = chance.choice([0, *map(scene.router.mark_value, isps)])
+            known = Connection(mark, chance.random() < 0.5, asked=chance.choice(["", source]))
+            known.reply_to = source if known.confirmed else ""
+            packet = outbound(lan, 6, chance.choice([None, known, known]))
+            packet.source, packet.state = source, "INVALID" if packet.connection is None else "ESTABLISHED"
+            by = chance.choice(isps)
+            # With SNAT, what has come in for an address that is nobody's outside is the user's own to answer.
+            packet.reply = known.confirmed and bool(known.asked) and by.nat.ipv6 != "snat"
+            packet.out = by.interface
+            if not rules.leave(packet):
+                continue
+            others = [net for isp in isps if isp is not by for net in isp.networks(6)]
+            assert not any(ip_address(packet.source) in net for net in others)
+            if by.nat.ipv6 == "npt":
+                assert any(ip_address(packet.source) in net for net in by.networks(6))
+
+
+@given(scenes(), dice)
+def test_a_prefix_translated_comes_in_to_its_hosts_and_nothing_else_goes_on(
+    scene: Scene, chance: random.Random
+) -> None:
+    for family, side, lan in ways(scene):
+        rules, main = Netfilter(side, scene.own(family), chance), scene.main(family)
+        for isp in (isp for isp in scene.isps(family) if family == 6 and isp.nat.ipv6 == "npt"):
+            connection = Connection()
+            asked = Packet(SOMEWHERE[6], outside(isp, client(lan, 6)), connection, into=isp.interface)
+            assert rules.enter(asked)
+            assert asked.target == client(lan, 6)
+            assert route(side, asked, main) == lan.interface
+            connection.confirmed, connection.reply_to = True, SOMEWHERE[6]
+            answer = Packet(client(lan, 6), SOMEWHERE[6], connection, "ESTABLISHED", into=lan.interface, reply=True)
+            assert rules.mangle("PREROUTING", answer)
+            answer.out = route(side, answer, main)
+            if scene.has(isp.interface, str(isp.addresses(6)[0].ip)):
+                assert (answer.out, rules.leave(answer)) == (isp.interface, True)
+                assert answer.source == outside(isp, client(lan, 6))
+            lost = Packet(SOMEWHERE[6], str(isp.prefixes(6)[0][77]), Connection(), into=isp.interface)
+            assert rules.enter(lost)
+            assert route(side, lost, main) == UNREACHABLE
 
 
 # -- R8 ------------------------------------------------------------------------------------------------------
@@ -585,7 +677,7 @@ def test_a_socket_of_the_router_that_marks_itself_has_chosen_as_well(scene: Scen
     for family, side in sides(scene.plan()).items():
         rules = Netfilter(side, scene.own(family), chance)
         for isp in scene.isps(family):
-            mark, source = scene.router.mark_value(isp), next(iter(scene.own(family)))
+            mark, source = scene.router.mark_value(isp), str(isp.addresses(family)[0].ip)
             packet = Packet(source, SOMEWHERE[family], Connection(), into="lo", out=isp.interface, mark=mark)
             packet.protocol, packet.flags = "tcp", "SYN"
             assert rules.mangle("OUTPUT", packet)
@@ -663,7 +755,7 @@ def test_exactly_who_goes_out_of_service_is_freed_and_listed_last(scene: Scene, 
 
 
 def without_choices(table: Table) -> list[object]:
-    free = CHOICES if table.name == "mangle" else ()
+    free = CHOICES if table.name == "mangle" else ("LSMPY-LEAVING",)
     rules = {chain.name: () if chain.name.startswith(free) else chain.rules for chain in table.chains}
     return [each for each in rules.items() if not each[0].startswith("LSMPY-BUCKETS-")]
 
