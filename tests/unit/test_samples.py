@@ -32,6 +32,15 @@ def test_the_sample_configuration_is_the_articles_router() -> None:
     assert router.warnings == ()
 
 
+def test_what_the_sample_has_as_comments_can_be_uncommented() -> None:
+    text = re.sub(r"^# (?=\[|\w+ = )", "", SAMPLE.read_text(), flags=re.MULTILINE)
+    router = config.parse(text.encode(), str(SAMPLE), {})
+    assert [isp.name for isp in router.isps] == ["ISP1", "DSL", "ISP2"]
+    assert [policy.name for policy in router.policies] == ["bank", "dns-isp1", "dns-isp2"]
+    assert router.rules.after
+    assert router.events.script
+
+
 def test_the_router_section_of_the_sample_holds_the_defaults() -> None:
     given = tomllib.loads(SAMPLE.read_text())
     assert {key: getattr(model.Options(), key) for key in given["router"]} == given["router"]
