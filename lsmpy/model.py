@@ -208,7 +208,7 @@ class Options(Struct, frozen=True):
 
     flush: Literal["all", "own"] = "all"
     balance: Literal["nth", "random", "hash"] = "nth"
-    local_traffic: Literal["balance", "main"] = "balance"
+    local_traffic: Literal["balance", "main"] = "main"
     when_all_down: Literal["all", "flush", "unreachable"] = "all"
     flush_conntrack: bool = True
     failback: Literal["drain", "move"] = "drain"
