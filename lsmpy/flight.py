@@ -120,6 +120,11 @@ class Flight:
         """How many are under way without an answer."""
         return sum(probe.rtt_ns is None for probe in self._probes.values())
 
+    def failed(self) -> int:
+        """How many have failed in a row whose turn to be told has not come; none if one among them is answered."""
+        probes = self._probes.values()
+        return 0 if any(each.rtt_ns is not None for each in probes) else sum(each.failed for each in probes)
+
     def fates(self, now_ns: int) -> list[Sample]:
         """The samples that are settled now, oldest first, each told once.
 

@@ -407,10 +407,12 @@ class Prober:
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""
         limits = self.isp.probe
-        silent = verdict.is_silent(target.link, limits) or isinstance(target.path, Fault)
+        silent = verdict.is_silent(target.link, target.flight.failed(), limits) or isinstance(target.path, Fault)
         fails = silent or target.link.status == "down"
+        told = target.link.lost_in_a_row or isinstance(target.path, Fault)
+        since_ns = target.silent_ns if told else clock_ns()
         apart_ns = (2 * limits.interval_ms + limits.timeout_ms) * _MS
-        return verdict.Trial(target.link.status == "up", fails, target.silent_ns if silent else None, apart_ns)
+        return verdict.Trial(target.link.status == "up", fails, since_ns if silent else None, apart_ns)
 
     def answers_steadily(self, target: Target) -> bool:
         """Whether so many of a target's probes have been answered in a row that it could be up."""

@@ -93,9 +93,15 @@ class Trial(Struct, frozen=True):
     apart_ns: int
 
 
-def is_silent(link: Link, limits: model.Probe) -> bool:
-    """Whether a target does not answer at all, or is one probe away from being down for that."""
-    return link.lost_in_a_row >= max(1, limits.max_successive_pkts_lost - 1)
+def is_silent(link: Link, failed: int, limits: model.Probe) -> bool:
+    """Whether a target does not answer at all, or is one probe away from being down for that.
+
+    Args:
+        link: its samples.
+        failed: how many more have failed already, and will be samples when an earlier one's time is over.
+        limits: its thresholds.
+    """
+    return link.lost_in_a_row + failed >= max(1, limits.max_successive_pkts_lost - 1)
 
 
 def is_turning(link: Link) -> bool:

@@ -352,10 +352,10 @@ class FakeCall:
         FakeCall.made.append(self)
 
     def ready_ns(self) -> int | None:
-        return 0 if FakeCall.end else None
+        return 0 if self.end else None
 
     def outcome(self) -> dial.Answer | None:
-        return FakeCall.end
+        return self.end
 
     def close(self) -> None:
         assert not self.closed

@@ -182,6 +182,16 @@ def test_a_call_ends_with_its_round_trip_or_its_failure_before_its_time() -> Non
     assert probes.deadline_ns() == 70 * MS
 
 
+def test_how_many_calls_failed_is_known_before_their_turn_to_be_told_unless_one_is_answered() -> None:
+    probes = flight(1, 2, 3, 4)
+    assert probes.failed() == 0
+    probes.ended(2, None, "connection refused")
+    probes.ended(3, None, "connection refused")
+    assert (fates(probes, 25), probes.failed()) == ([], 2)
+    probes.ended(4, 4 * MS, "")
+    assert probes.failed() == 0
+
+
 def test_a_call_that_took_too_long_is_lost() -> None:
     probes = flight(1)
     probes.ended(1, 51 * MS, "")

@@ -289,14 +289,19 @@ def test_what_answers_badly_on_all_is_blamed_only_where_another_answers() -> Non
     ],
 )
 def test_silent_is_one_probe_away_from_being_down_for_that(samples: list[bool], silent: bool) -> None:
-    assert is_silent(walk(samples, FAST), FAST) == silent
+    assert is_silent(walk(samples, FAST), 0, FAST) == silent
 
 
 def test_where_one_lost_probe_is_down_an_answer_is_no_silence() -> None:
     nervous = model.Probe(max_successive_pkts_lost=1, min_successive_pkts_rcvd=1)
-    assert not is_silent(Link(), nervous)
-    assert not is_silent(walk([False], nervous), nervous)
-    assert is_silent(walk([True], nervous), nervous)
+    assert not is_silent(Link(), 0, nervous)
+    assert not is_silent(walk([False], nervous), 0, nervous)
+    assert is_silent(walk([True], nervous), 0, nervous)
+
+
+def test_probes_that_have_failed_make_it_silent_before_an_earlier_ones_time_is_over() -> None:
+    assert not is_silent(walk([False] * 5 + [True], FAST), 0, FAST)
+    assert is_silent(walk([False] * 5 + [True], FAST), 1, FAST)
 
 
 each = st.sampled_from(["up", "down", "unknown"])
