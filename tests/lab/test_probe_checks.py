@@ -69,7 +69,7 @@ def test_calls_by_the_rules_of_source(lab: Lab, check: str) -> None:
     lab.end(server)  # nobody listens: the target is there, and the check fails on every ISP
     lab.until_logged(f"{check} fails by every ISP: taken for dead itself")
     wait_until(lambda: "connection refused" in lab.standing(1).targets[check].why, "the reason")
-    assert (lab.says(1), lab.says(2)) == ("up", "up")
+    assert (lab.says(1), lab.says(2)) == ("up", "up"), lab.log.read_text()
 
 
 @pytest.mark.parametrize("check", CALLS)

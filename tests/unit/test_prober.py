@@ -635,11 +635,13 @@ def test_calls_that_fail_behind_one_without_an_outcome_make_it_silent_now(make: 
     rig = make('["tcp://203.0.113.1:443"]', "probe = { timeout_ms = 50 }")
     rig.turn(4)
     assert rig.who.trial(rig.target) == verdict.Trial(True, False, None, 70 * MS)
+    assert rig.who.answers_steadily(rig.target)
     calls.made[-1].end = None
     calls.end = dial.Answer(None, "connection refused")
     rig.turn(4)
     assert (rig.status, rig.target.link.lost_in_a_row) == ("up", 0)
     assert rig.who.trial(rig.target) == verdict.Trial(True, True, rig.world.now_ns, 70 * MS)
+    assert not rig.who.answers_steadily(rig.target)
 
 
 def test_a_call_to_a_neighbour_needs_no_gateway(make: Make, calls: type[FakeCall]) -> None:
