@@ -208,7 +208,7 @@ class Options(Struct, frozen=True):
 
     flush: Literal["all", "own"] = "all"
     balance: Literal["nth", "random", "hash"] = "nth"
-    local_traffic: Literal["balance", "main"] = "main"
+    local_traffic: Literal["balance", "main"] = "balance"
     when_all_down: Literal["all", "flush", "unreachable"] = "all"
     flush_conntrack: bool = True
     failback: Literal["drain", "move"] = "drain"

@@ -17,6 +17,9 @@ from lsmpy.routing import Route, Rule
 README = Path(__file__).parent / "README.md"
 
 
+OWN_DEFAULT = "route replace default via {isp} table 76 proto 76 src 192.168.1.254\n"
+
+
 def side(router: Router, family: Family = 4, down: Iterable[str] = ()) -> Side:
     made = plan.build(router, {i.name: state.judge("down" if i.name in down else None) for i in router.isps}, None)
     return next(each for each in made.sides if each.family == family)
@@ -67,9 +70,21 @@ def test_answers(article: Router) -> None:
     made = side(article)
     before = rules(made, "mangle", "LSMPY-PREROUTING")
     assert before.index("-i eth2 -g MARK-ISP1") < before.index("-i eth3 -g MARK-ISP2")
-    assert rules(made, "mangle", "LSMPY-OUTPUT") == [
+    assert rules(made, "mangle", "LSMPY-OUTPUT")[0] == (
         "-m connmark ! --mark 0x0 -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
-    ]
+    )
+
+
+def test_the_routers_own(article: Router) -> None:
+    """What it begins itself takes turns of its own, by an ISP that is up, unless it is bound to one."""
+    made = side(article)
+    local = rules(made, "mangle", "LSMPY-LOCAL")
+    assert local[:2] == ["-s 1.1.1.1/32 -j RETURN", "-s 2.2.2.1/32 -j RETURN"]
+    assert local[-1] == "-g LSMPY-CHOOSE"
+    assert rules(made, "mangle", "LSMPY-CHOOSE") == rules(made, "mangle", "CHOOSE-dev")
+    assert rules(side(article, down=["ISP1"]), "mangle", "LSMPY-CHOOSE") == ["-g MARK-ISP2"]
+    assert OWN_DEFAULT.format(isp="1.1.1.2 dev eth2") in changes.between(Side(4, (), (), ()), made).add_text()
+    assert "iif lo" in {rule.selector for rule in made.rules if rule.table == 76}
 
 
 def test_to_the_router(article: Router) -> None:
@@ -146,7 +161,7 @@ def test_nothing_is_flushed(article: Router) -> None:
     one, two = side(article), side(article, down=["ISP1"])
     step = changes.between(one, two)
     assert [table.name for table in step.tables] == ["mangle"]
-    assert step.add_text() == step.drop_text() == ""
+    assert (step.add_text(), step.drop_text()) == (OWN_DEFAULT.format(isp="2.2.2.2 dev eth3"), "")
     locked = Side(
         4, tuple(table.with_policies(dict.fromkeys(table.policies(), "DROP")) for table in one.tables), (), ()
     )
@@ -194,7 +209,8 @@ def test_flush_chooses_none(article: Router) -> None:
     made = side(msgspec.structs.replace(article, options=options), down=["ISP1", "ISP2"])
     assert rules(made, "mangle", "CHOOSE-dev") == rules(made, "mangle", "CHOOSE-rnd") == []
     step = changes.between(made, side(article))
-    assert ([table.name for table in step.tables], step.add_text(), step.drop_text()) == (["mangle"], "", "")
+    assert [table.name for table in step.tables] == ["mangle"]
+    assert (step.add_text(), step.drop_text()) == (OWN_DEFAULT.format(isp="1.1.1.2 dev eth2"), "")
 
 
 def test_reverse_path(article: Router) -> None:
@@ -208,7 +224,7 @@ def test_reverse_path(article: Router) -> None:
 
 def test_numbers(article: Router) -> None:
     made = side(article)
-    assert {route.table for route in made.routes} == {250, 249}
+    assert {route.table for route in made.routes} == {250, 249, 76}
     items: list[Route | Rule] = [*made.routes, *made.rules]
     assert {each.protocol for each in items} == {76}
     assert all(re.search(r" (table|lookup) \d+", each.words()) for each in items)

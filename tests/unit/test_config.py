@@ -29,7 +29,7 @@ state_dir = "/var/run"
 [router]
 flush = "all"
 balance = "nth"
-local_traffic = "main"
+local_traffic = "balance"
 when_all_down = "all"
 flush_conntrack = true
 failback = "drain"

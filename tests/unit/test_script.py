@@ -27,7 +27,7 @@ def plan_of(router: Router, users: netfilter.Table | None = None, text: str | No
 
 PLANS = {
     "two families": plan_of(router_of(isps_of(3) + LAN)),
-    "one family": plan_of(router_of(isps_of(2, "4"))),
+    "one family": plan_of(router_of("[router]\nlocal_traffic = 'main'\n" + isps_of(2, "4"))),
     "none up": plan_of(router_of("[router]\nwhen_all_down = 'unreachable'\n" + isps_of(1) + LAN), text="down"),
     "dice and masks": plan_of(router_of("[router]\nbalance = 'random'\nmark_mask = 0xff00\n" + isps_of(2) + LAN)),
     "strange texts": plan_of(router_of(isps_of(2)), text="'; rm -rf / #\n$(reboot) `reboot`\n"),
