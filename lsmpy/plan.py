@@ -373,10 +373,11 @@ def _sysctls(router: Router, links: Mapping[str, Link] | None) -> tuple[tuple[st
     """Loose reverse path filtering that looks at marks, on the ISPs' interfaces only (ip-sysctl.rst, rp_filter).
 
     Strict filtering would drop what arrives by an ISP that main does not prefer; loose without the mark would
-    drop everything when main has no default.
+    drop everything when main has no default. And what the kernel itself says about a packet (an echo, a reset, an
+    error) leaves by the ISP that the packet is of, with its address (fwmark_reflect): conntrack knows no connection
+    that an error about a refused packet belongs to.
     """
-    if 4 not in router.families:
-        return ()
+    reflected = [(f"net/ipv{family}/fwmark_reflect", "1") for family in router.families]
     devices = [isp.interface for isp in router.isps if isp.carries(4) and (links is None or isp.interface in links)]
-    keys = (("rp_filter", "2"), ("src_valid_mark", "1"))
-    return tuple((f"net/ipv4/conf/{device}/{key}", value) for device in devices for key, value in keys)
+    keys = (("rp_filter", "2"), ("src_valid_mark", "1")) if 4 in router.families else ()
+    return (*reflected, *((f"net/ipv4/conf/{device}/{key}", value) for device in devices for key, value in keys))

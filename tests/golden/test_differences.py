@@ -215,10 +215,17 @@ def test_flush_chooses_none(article: Router) -> None:
 
 def test_reverse_path(article: Router) -> None:
     made = plan.build(article, {isp.name: state.judge(None) for isp in article.isps}, None)
-    assert dict(made.sysctls) == {
+    assert {key: value for key, value in made.sysctls if "conf" in key} == {
         f"net/ipv4/conf/{device}/{key}": value
         for device in ("eth2", "eth3")
         for key, value in (("rp_filter", "2"), ("src_valid_mark", "1"))
+    }
+
+
+def test_errors_about_packets(article: Router) -> None:
+    made = plan.build(article, {isp.name: state.judge(None) for isp in article.isps}, None)
+    assert {key: value for key, value in made.sysctls if "conf" not in key} == {
+        f"net/ipv{family}/fwmark_reflect": "1" for family in article.families
     }
 
 

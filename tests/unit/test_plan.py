@@ -14,6 +14,8 @@ from tests.conftest import isps_of, router_of
 
 LANS = "[[lan]]\nname = 'office'\ninterface = 'lan0'\naddress = ['192.168.1.1/24', '2001:db8:a1::1/64']\n"
 
+REFLECTED = tuple((f"net/ipv{family}/fwmark_reflect", "1") for family in (4, 6))
+
 
 def plan_of(router: Router, links: dict[str, Link] | None = None, **texts: str) -> Plan:
     """The plan when the state files say so; an ISP that is not named has none."""
@@ -274,6 +276,7 @@ def test_settings_are_of_the_isps_interfaces_that_are_there_only(three: Router) 
     links = links_of(three)
     del links["wan2"]
     assert plan_of(three, links).sysctls == (
+        *REFLECTED,
         ("net/ipv4/conf/wan1/rp_filter", "2"),
         ("net/ipv4/conf/wan1/src_valid_mark", "1"),
         ("net/ipv4/conf/wan3/rp_filter", "2"),
@@ -281,5 +284,5 @@ def test_settings_are_of_the_isps_interfaces_that_are_there_only(three: Router) 
     )
 
 
-def test_without_ipv4_there_is_nothing_to_set() -> None:
-    assert plan_of(router_of(isps_of(2, "6"))).sysctls == ()
+def test_without_ipv4_nothing_of_it_is_set() -> None:
+    assert plan_of(router_of(isps_of(2, "6"))).sysctls == REFLECTED[1:]
