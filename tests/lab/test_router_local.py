@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -11,13 +12,14 @@ from typing import get_args
 import pytest
 
 from lsmpy import flows
-from lsmpy.lab import INTERNET, ROUTER, lan_node
+from lsmpy.lab import INTERNET, ROUTER, isp_node, lan_node
 from lsmpy.model import FAMILIES, Family
 from tests.lab.router_kit import LAN, Rig, Talk, configuration, rig, source, tunnel
 
 pytestmark = pytest.mark.lab
 
 PROTOS: tuple[flows.Proto, ...] = get_args(flows.Proto)
+ISPS = ("ISP1", "ISP2")
 BALANCE = 'local_traffic = "balance"'
 # Sends datagrams that nobody answers, all from one socket.
 _UNANSWERED = """
@@ -184,4 +186,25 @@ def test_the_router_fails_over_when_a_cable_is_pulled(tmp_path: Path) -> None:
         router.rebuild()
         for family in FAMILIES:
             assert set(begun(router, family)) == answers({"ISP2"}, family)
+        assert router.foreign() == 0
+
+
+@pytest.mark.parametrize("traffic", ["balance", "main"])
+@pytest.mark.parametrize("default", [None, "ISP1"])
+def test_what_it_says_about_a_packet_leaves_by_the_packets_isp(
+    tmp_path: Path, default: str | None, traffic: str
+) -> None:
+    """It belongs to no connection: who traces a way through an ISP sees the router's address there."""
+    with rig(tmp_path, configuration(router=f'local_traffic = "{traffic}"'), default) as router:
+        for isp, family in itertools.product(ISPS, FAMILIES):
+            way = f"{router.lab.host(LAN, family)} via {source(isp, family)}"
+            router.lab.shell(isp_node(isp), f"ip route replace {way}\n")
+        for down in ("", *ISPS):
+            for isp in ISPS:
+                router.say(isp, "down" if isp == down else "up")
+            router.rebuild()
+            for isp, family in itertools.product(ISPS, FAMILIES):
+                trace = ("ping", "-n", "-c1", "-W2", "-t2", "-I", router.lab.link(isp), str(router.lab.host(LAN, family)))
+                heard = router.anyhow(*trace, node=INTERNET).out.lower()
+                assert f"from {source(isp, family)} icmp_seq=1 time" in heard.replace(": ", " "), heard
         assert router.foreign() == 0
