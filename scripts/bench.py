@@ -9,8 +9,9 @@ namespace, so that nothing but the program itself is measured.
             tables by number, for both families its second half once more for IPv6
   one-shot  python -m lsmpy.reconfig
   warm      lsmpy.apply.rebuild in a process that runs already, as the watcher calls it
-  whole     the floor: a shell that calls ip -batch and iptables-restore once a family, for everything of --dry-run
-  changed   the same tools with only the tables that differ
+  whole     the floor: a shell that calls ip -batch and iptables-restore once a family, for everything of --dry-run, and
+            then, when ISP2 goes down, conntrack as --dry-run does
+  changed   the same tools with only what differs
   watch     from the end of a state file's change (rename done) to the commit in the kernel, with --watch running
 """
 
@@ -38,7 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from lsmpy import LsmpyError, apply, changes, command, config, kernel, netfilter, plan, sandbox, state, twin
+from lsmpy import LsmpyError, apply, changes, command, config, freeing, kernel, netfilter, plan, sandbox, state, twin
 from lsmpy.model import FAMILIES, Family, Router
 
 SEED = Path(__file__).resolve().parents[2] / "shared/seed/policy-routing-multihoming.txt"
@@ -125,6 +126,7 @@ def floors(router: Router, place: Path) -> None:
     Raises:
         BenchError: a change of state does not change what it is expected to.
     """
+    frees = freeing.commands(router)
     backend = kernel.find_backend(router.options.iptables)
     sides = {}
     for text in state.FORCES:
@@ -140,12 +142,16 @@ def floors(router: Router, place: Path) -> None:
             (here / f"ip{side.family}").write_text(changes.add_text(side.routes, side.rules))
             (here / f"whole{side.family}").write_text(netfilter.render(side.tables))
             step = changes.between(before, side)
-            if step.adding or step.stale_rules or step.stale_routes:
-                raise BenchError("a change of state is expected to change tables only")
+            if step.stale_rules or step.stale_routes:
+                raise BenchError("a change of state is expected to leave nothing stale")
             (here / f"changed{side.family}").write_text(step.load_text())
+            (here / f"ip-changed{side.family}").write_text(step.add_text())
             whole.append(f"ip -{side.family} -force -batch {here}/ip{side.family} 2>/dev/null || true\n")
+            changed.append(f"ip -{side.family} -batch {here}/ip-changed{side.family}\n")
             for name, lines in (("whole", whole), ("changed", changed)):
                 lines.append(f"{backend.restore(side.family)} -w <{here}/{name}{side.family}\n")
+                if text == "down":
+                    lines += [f"{each} >/dev/null 2>&1 || true\n" for each in frees[side.family, "ISP2"]]
         for name, lines in (("whole", whole), ("changed", changed)):
             (here / name).write_text("set -e\n" + "".join(lines))
 

@@ -204,7 +204,7 @@ def test_what_it_says_about_a_packet_leaves_by_the_packets_isp(
                 router.say(isp, "down" if isp == down else "up")
             router.rebuild()
             for isp, family in itertools.product(ISPS, FAMILIES):
-                trace = ("ping", "-n", "-c1", "-W2", "-t2", "-I", router.lab.link(isp), str(router.lab.host(LAN, family)))
-                heard = router.anyhow(*trace, node=INTERNET).out.lower()
+                trace = ("ping", "-n", "-c1", "-W2", "-t2", "-I", router.lab.link(isp))
+                heard = router.anyhow(*trace, str(router.lab.host(LAN, family)), node=INTERNET).out.lower()
                 assert f"from {source(isp, family)} icmp_seq=1 time" in heard.replace(": ", " "), heard
         assert router.foreign() == 0
