@@ -16,6 +16,12 @@ KINDS = ("MARK-", "OUT-", "IN-", "CHOOSE-", "POLICY-")  # what chains with the n
 DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
 _STRAY = f"{PREFIX}STRAY"
 _LINK_LOCAL = "fe80::/10"
+_PRIVATE = f"{PREFIX}PRIVATE"
+# RFC 1918, 6598, 3927 and 4193: what no provider carries.
+_PRIVATE_NETWORKS: dict[Family, tuple[str, ...]] = {
+    4: ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"),
+    6: ("fc00::/7",),
+}
 
 
 class Use(Struct, frozen=True):
@@ -118,7 +124,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         *([Chain(local, None, tuple(own))] if own else []),
         Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
     ]
-    chains += [*found, *sources.stops(isps, family)]
+    chains += [*found, *sources.stops(isps, family), *_private(isps, family)]
     chains += policies.chains(router, family, {isp.name for isp in use.usable})
     chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
     for isp in isps:
@@ -215,7 +221,8 @@ def _mark_chains(
 def _refuse_untranslated(isp: Isp, family: Family, lans: tuple[Lan, ...], chain: str) -> list[str]:
     """Drop what NAT can no longer give this ISP's address: INVALID packets, connections older than our NAT (R2).
 
-    Without any address that is everything, but for what asks for one (DHCP, DHCPv6).
+    Without any address that is everything, but for what asks for one (DHCP, DHCPv6). And so are the answers to who
+    called a private address from outside: nothing translates those. What IPsec has taken leaves in a packet of its own.
     """
     kind = isp.nat.kind(family)
     if kind == "none":
@@ -233,10 +240,23 @@ def _refuse_untranslated(isp: Isp, family: Family, lans: tuple[Lan, ...], chain:
     return [
         *asking,
         *(f"-A {chain} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in isp.addresses(family)),
+        f"-A {chain} -m policy --dir out --pol ipsec -j RETURN",
         f"-A {chain} -m conntrack --ctstate INVALID -j DROP",
         *(f"-A {chain} -m conntrack --ctrepldst {each.ip} --ctdir ORIGINAL -j RETURN" for each in allowed),
         f"-A {chain} -m conntrack {translated} --ctstatus CONFIRMED --ctdir ORIGINAL -j DROP",
+        f"-A {chain} -m conntrack ! --ctstate DNAT --ctdir REPLY -g {_PRIVATE}",
     ]
+
+
+def _private(isps: list[Isp], family: Family) -> list[Chain]:
+    """The chain that drops private sources, if an ISP translates."""
+    drops = tuple(f"-A {_PRIVATE} -s {each} -j DROP" for each in _PRIVATE_NETWORKS[family])
+    return [Chain(_PRIVATE, None, drops)] if any(_masks(isp, family) for isp in isps) else []
+
+
+def _masks(isp: Isp, family: Family) -> bool:
+    """Whether the ISP gives its own address to what leaves by it."""
+    return isp.nat.kind(family) in ("snat", "masquerade") and bool(isp.addresses(family))
 
 
 def nat(isps: list[Isp], family: Family, lans: tuple[Lan, ...]) -> Table:

@@ -152,9 +152,12 @@ def test_never_a_foreign_source(article: Router) -> None:
         "-m connmark --mark 0x0 -j CONNMARK --set-xmark 0x2/0xffffffff",
         "-m connmark ! --mark 0x2 -j DROP",
         "-s 2.2.2.1/32 -j RETURN",
+        "-m policy --dir out --pol ipsec -j RETURN",
         "-m conntrack --ctstate INVALID -j DROP",
         "-m conntrack ! --ctrepldst 2.2.2.1 --ctstatus CONFIRMED --ctdir ORIGINAL -j DROP",
+        "-m conntrack ! --ctstate DNAT --ctdir REPLY -g LSMPY-PRIVATE",
     ]
+    assert "-s 192.168.0.0/16 -j DROP" in rules(made, "mangle", "LSMPY-PRIVATE")
 
 
 def test_nothing_is_flushed(article: Router) -> None:

@@ -220,8 +220,8 @@ class Rig:
         for family in (4, 6):
             lines += sorted(self.shell(f"ip -N -{family} rule show\n").splitlines())
             lines += sorted(routes(self.shell(f"ip -N -{family} route show table all\n")))
-        keys = " ".join(f"/proc/sys/net/ipv4/conf/*/{key}" for key in ("rp_filter", "src_valid_mark"))
-        return lines + self.shell(f"grep -H . {keys}\n").split()
+        keys = ("ipv4/conf/*/rp_filter", "ipv4/conf/*/src_valid_mark", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect")
+        return lines + self.shell(f"cd /proc/sys/net\ngrep -H . {' '.join(keys)}\n").split()
 
     def _kinds(self) -> list[str]:
         """Both iptables, but not the legacy one where it was never used: asking would make its tables."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lsmpy import flows
-from lsmpy.lab import PORT, lan_node, wait_until
+from lsmpy.lab import INTERNET, PORT, isp_node, lan_node, wait_until
 from lsmpy.model import FAMILIES, Family
-from tests.lab.router_kit import LAN, Rig, configuration, rig
+from tests.lab.router_kit import LAN, Rig, configuration, rig, source
 
 pytestmark = pytest.mark.lab
 
@@ -217,6 +217,32 @@ def test_what_is_out_of_a_connections_window_does_not_leave_untranslated_and_tak
             router.lab.run(lan_node(LAN), sys.executable, "-c", SEGMENTS, *argv)
         assert {flow.isp for flow in turns[::2]} == {"ISP1"}
         assert {flow.isp for flow in turns[1::2]} == {"ISP2"}
+        assert router.foreign() == 0
+
+
+@pytest.mark.parametrize(("ipv6", "backend", "default"), [("snat", "nft", None), ("masquerade", "legacy", "ISP2")])
+def test_who_calls_a_private_address_from_outside_hears_nothing(
+    tmp_path: Path, ipv6: str, backend: str, default: str | None
+) -> None:
+    """A host's or the router's own, by a neighbour on the ISP's link or from behind it: no NAT gives them another."""
+    text = configuration((1, 1), ipv6, backend).replace("[nat]\n", f'[nat]\nipv4 = "{ipv6}"\n')
+    with rig(tmp_path, text, default, server=False) as router:
+        router.rebuild()
+        called: list[str] = []
+        asked = []
+        for family in FAMILIES:
+            inside = [str(router.lab.host(LAN, family)), {4: "192.168.1.254", 6: "fd00:a:0:1::1"}[family]]
+            called += inside
+            kind = {4: "icmp --icmp-type 8", 6: "icmpv6 --icmpv6-type 128"}[family]
+            asked.append(router.seen(lan_node(LAN), f"-p {kind}", family))
+            for isp in ISPS:
+                ways = (f"ip route add {each} via {source(isp, family)}\n" for each in inside)
+                router.lab.shell(isp_node(isp), "".join(ways))
+        for isp in ISPS:
+            for node, device in ((isp_node(isp), "router"), (INTERNET, router.lab.link(isp))):
+                pings = "".join(f"ping -n -c1 -W1 -I {device} {each} >/dev/null && echo {each} &\n" for each in called)
+                assert router.lab.shell(node, f"{pings}wait\n") == ""
+        assert [count() for count in asked] == [4, 4]
         assert router.foreign() == 0
 
 

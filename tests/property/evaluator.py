@@ -57,6 +57,7 @@ class Packet:
     protocol: str = "udp"
     flags: str = ""  # of TCP
     port: int = 7777  # of the target
+    secured: bool = False  # by IPsec
     sets: list[int] = field(default_factory=list)  # every ISP's mark that it was given
 
 
@@ -231,7 +232,10 @@ class Netfilter:
             case "--mark mark":
                 return packet.mark & _pair(value)[1] == _pair(value)[0]
             case "--ctstate":
-                known = {packet.state} | ({"SNAT"} if connection and connection.translated else set())
+                known: set[str] = {packet.state}
+                if connection:
+                    known |= {"SNAT"} if connection.translated else set()
+                    known |= {"DNAT"} if packet.reply and connection.asked not in ("", packet.source) else set()
                 return bool(known & set(value.split(",")))
             case "--ctrepldst":
                 assert connection
@@ -243,6 +247,11 @@ class Netfilter:
                 assert connection
                 assert value == "CONFIRMED"
                 return connection.confirmed
+            case "--dir":
+                return value == "out"
+            case "--pol":
+                assert value == "ipsec"
+                return packet.secured
             case "--ctdir":
                 return value == ("REPLY" if packet.reply else "ORIGINAL")
             case "--dst-type":
@@ -255,7 +264,7 @@ class Netfilter:
 
 _ONE = {
     *("-i", "-o", "-s", "-d", "-p", "--dports", "--mark"),
-    *("--ctstate", "--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir", "--dst-type"),
+    *("--ctstate", "--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir", "--dst-type", "--dir", "--pol"),
 }
 _NUMBERS = {"--every", "--probability"}
 _Split = tuple[list[tuple[str, bool, str]], str, str, dict[str, str]]

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import msgspec
 from hypothesis import event, given, settings
@@ -42,6 +42,11 @@ def forward(rules: Netfilter, side: Side, packet: Packet, main: dict[str, str]) 
     assert rules.mangle("PREROUTING", packet)
     packet.out = route(side, packet, main)
     return packet.out not in ("", UNREACHABLE) and rules.leave(packet)
+
+
+def is_private(address: str) -> bool:
+    """Whether no provider carries it; what is for documents only stands for those that they carry."""
+    return any(ip_address(address) in ip_network(each) for each in ("10.0.0.0/8", "192.168.0.0/16", "fc00::/7"))
 
 
 def of_mark(router: Router, mark: int) -> Isp:
@@ -331,10 +336,10 @@ def test_what_comes_in_by_an_isp_is_answered_by_it(scene: Scene, chance: random.
         for isp in scene.isps(family):
             address = str(isp.addresses(family)[0].ip)
             there = scene.has(isp.interface, address)
-            for host, hook in ((client(lan, family), "PREROUTING"), (address, "OUTPUT")):
-                connection = Connection(confirmed=True, reply_to=SOMEWHERE[family])
-                if isp.nat.kind(family) == "npt" and hook == "PREROUTING":
-                    connection.asked = outside(isp, host)
+            inside = client(lan, family)
+            called = outside(isp, inside) if isp.nat.kind(family) == "npt" else address
+            for host, hook, asked_for in ((inside, "PREROUTING", called), (address, "OUTPUT", address)):
+                connection = Connection(confirmed=True, reply_to=SOMEWHERE[family], asked=asked_for)
                 asked = Packet(SOMEWHERE[family], host, connection, into=isp.interface)
                 assert rules.mangle("PREROUTING", asked)
                 answer = Packet(host, SOMEWHERE[family], connection, "ESTABLISHED", reply=True)
@@ -344,6 +349,23 @@ def test_what_comes_in_by_an_isp_is_answered_by_it(scene: Scene, chance: random.
                 assert answer.out == (isp.interface if there else UNREACHABLE)
                 assert not there or rules.leave(answer)
         assert rules.counts() == before
+
+
+@given(scenes(), dice, st.booleans())
+def test_who_calls_a_private_address_from_outside_hears_nothing_where_isps_translate(
+    scene: Scene, chance: random.Random, secured: bool
+) -> None:
+    """R2, to the letter; but IPsec takes what is private into packets of its own."""
+    for family, side, lan in ways(scene):
+        rules, host = Netfilter(side, scene.own(family), chance), client(lan, family)
+        for isp in scene.isps(family):
+            connection = Connection(confirmed=True, reply_to=SOMEWHERE[family], asked=host)
+            asked = Packet(SOMEWHERE[family], host, connection, into=isp.interface)
+            assert rules.mangle("PREROUTING", asked)
+            answer = Packet(host, SOMEWHERE[family], connection, "ESTABLISHED", out=isp.interface, reply=True)
+            answer.secured = secured
+            translating = isp.nat.kind(family) in ("snat", "masquerade")
+            assert not translating or rules.leave(answer) == (secured or not is_private(host))
 
 
 @given(scenes(), dice)
