@@ -29,9 +29,9 @@ BEHIND = ("10.77.0.1", "fd00:77::1")  # an address in a network that is reached 
 def several_networks(backend: str, more: str = "", router: str = "") -> str:
     """LAN dev has two networks of each family on one interface; names have dots, as those of VLANs have."""
     text = configuration(backend=backend, more=more, router=router)
-    old = '"192.168.1.254/24", "fd00:a:0:1::1/64"'
+    old = str(NETWORKS[:2])
     assert old in text
-    text = text.replace(old, ", ".join(f'"{each}"' for each in NETWORKS))
+    text = text.replace(old, str(NETWORKS))
     return text.replace('"eth0"', '"eth0.10"').replace('"eth3"', '"eth3.7"')
 
 
