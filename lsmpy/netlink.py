@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ _LENGTH_AT, _PROTOCOL_AT = HEADER.size + 1, HEADER.size + 5  # in struct rtmsg
 _ATTRIBUTES_AT = HEADER.size + 12  # after struct rtmsg or struct fib_rule_hdr
 _TABLE, _RULE_PROTOCOL = 15, 21  # RTA_TABLE and FRA_TABLE; FRA_PROTOCOL
 _BUFFER_BYTES = 1 << 20
-_NOTICE_CLOSING_S = 0.5
+_QUIET_S = 0.5  # also how long it takes to notice that a socket has been closed
+_MOST_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +60,36 @@ def _open(protocol: int, groups: int) -> socket.socket:
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     opened.bind((0, groups))
-    opened.settimeout(_NOTICE_CLOSING_S)
+    opened.settimeout(_QUIET_S)
     return opened
 
 
-def listen(opened: socket.socket, interest: Callable[[], Interest], on_change: Callable[[], object]) -> None:
+def listen(
+    opened: socket.socket, interest: Callable[[], Interest], on_change: Callable[[], object], patient: bool = False
+) -> None:
     """Call `on_change` for every change of interest that is not our own; for a thread, until the socket is closed.
 
-    Messages that the kernel had to throw away count as a change: the listener is told to look for itself.
+    Messages that the kernel had to throw away count as a change: the listener is told to look for itself. Who is
+    `patient` hears of changes once nothing at all is told of for half a second: whoever rebuilds all tables, as
+    firewalld does, takes several commits, and some of his tools fail if somebody else's come between.
     """
+    since: float | None = None  # when the first change came that is not told of yet
     while True:
+        now = time.monotonic()
         try:
             data = opened.recv(65536)
+            if since is None and any(_matters(kind, message, interest()) for kind, message in messages(data)):
+                since = now
+            tell = not patient
         except TimeoutError:
-            continue
+            tell = True
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 return
-            on_change()
-            continue
-        if any(_matters(kind, message, interest()) for kind, message in messages(data)):
+            since = since or now
+            tell = not patient
+        if since is not None and (tell or now - since > _MOST_PATIENCE_S):
+            since = None
             on_change()
 
 

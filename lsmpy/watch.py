@@ -103,8 +103,9 @@ class Watch(FileSystemEventHandler):
         Raises:
             WatchError: a part of the watch has died.
         """
-        kernel = [opened for opened in (netlink.open_socket(), netlink.open_tables_socket()) if opened]
-        listeners = [threading.Thread(target=self._listen, args=(opened,), daemon=True) for opened in kernel]
+        routing, tables = netlink.open_socket(), netlink.open_tables_socket()
+        kernel = {routing: False} | ({tables: True} if tables else {})  # each with whether others are let finish first
+        listeners = [threading.Thread(target=self._listen, args=each, daemon=True) for each in kernel.items()]
         for listener in listeners:
             listener.start()
         try:
@@ -129,8 +130,8 @@ class Watch(FileSystemEventHandler):
                 opened.close()
             self._unfollow()
 
-    def _listen(self, opened: socket.socket) -> None:
-        netlink.listen(opened, lambda: self.interest, self.wake)
+    def _listen(self, opened: socket.socket, patient: bool) -> None:
+        netlink.listen(opened, lambda: self.interest, self.wake, patient)
 
     def _settle(self) -> None:
         """Let a burst come to its end before it is looked at; only being stopped cuts this short."""

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -153,6 +154,36 @@ def test_what_is_removed_from_our_chains_wakes_whom_it_concerns(kind: int) -> No
     assert wakes(chain_gone(kind, "LSMPY-PREROUTING"), interest=whom) == 1
     assert wakes(chain_gone(kind, "DOCKER"), chain_gone(kind - 1, "LSMPY-PREROUTING"), interest=whom) == 0
     assert wakes(chain_gone(kind, "LSMPY-PREROUTING")) == 0
+
+
+def test_who_is_patient_hears_of_it_once_all_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is told of puts it off, concerning us or not, but not for ever; and routes are told of at once."""
+    whom, gone, others = (
+        Interest(frozenset(), frozenset(), chains=True),
+        chain_gone(5, "LSMPY-OUTPUT"),
+        chain_gone(5, "X"),
+    )
+    told: list[float] = []
+    clock = [0.0]
+
+    def hear(*answers: bytes | OSError, patient: bool = True) -> list[float]:
+        told.clear()
+        clock[0] = 0.0
+        netlink.listen(Told(*answers), lambda: whom, lambda: told.append(clock[0]), patient)  # type: ignore[arg-type]
+        return told
+
+    def now() -> float:
+        clock[0] += 1
+        return clock[0]
+
+    monkeypatch.setattr("lsmpy.netlink.time", SimpleNamespace(monotonic=now))
+    quiet = TimeoutError()
+    assert hear(gone, others, gone, quiet, quiet, gone, quiet) == [4, 7]
+    assert hear(gone, others, others) == []
+    assert hear(OSError(errno.ENOBUFS, "no buffer space"), quiet) == [2]
+    assert hear(others, quiet) == []
+    assert hear(*[gone] * 14) == [7, 14]
+    assert hear(gone, others, gone, patient=False) == [1, 3]
 
 
 def test_a_closed_socket_ends_the_listener() -> None:
