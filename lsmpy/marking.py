@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from msgspec import Struct
@@ -14,7 +14,9 @@ from lsmpy.netfilter import PREFIX, Chain, Table
 KINDS = ("MARK-", "OUT-", "IN-", "CHOOSE-", "POLICY-")  # what chains with the name of an ISP, LAN or policy begin with
 # Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
 DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
-_STRAY = f"{PREFIX}STRAY"
+_PRE, _OUT, _POST, _LOCAL, _STRAY = (
+    f"{PREFIX}{name}" for name in ("PREROUTING", "OUTPUT", "POSTROUTING", "LOCAL", "STRAY")
+)
 _LINK_LOCAL = "fe80::/10"
 _PRIVATE = f"{PREFIX}PRIVATE"
 # RFC 1918, 6598, 3927 and 4193: what no provider carries.
@@ -67,74 +69,107 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         use: what becomes of their connections.
         mtus: of the interfaces that are there.
     """
-    mask = router.options.mark_mask
-    masks = f"--nfmask {mask:#x} --ctmask {mask:#x}"
-    unset = netfilter.bits(0, mask)
     lans = [lan for lan in router.lans if family in lan.families]
-    refusing = not use.strays and _translates(isps, family)
-    pre, out, post, local = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING", "LOCAL"))
-    known = f"-m mark ! --mark {unset} -j RETURN"
-    # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
-    ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
-    others = router.others_bits
-    marked_by_others = f"-m mark ! --mark {netfilter.bits(0, others)} -j RETURN"
-    balancing = not choice.by_rule(isps)
-
-    def deciding(chain: str, whose: Mapping[str, str]) -> list[str]:
-        """What becomes of new packets that come by any of these ways, each with its chain of choices."""
-        rules = [f"-A {chain} {way}{netfilter.MID_STREAM} -g {_STRAY}" for way in whose if refusing]
-        if router.policies or balancing:
-            rules += [f"-A {chain} -m addrtype --dst-type {each} -j RETURN" for each in ours]
-            rules += sources.choices(isps, family, chain)
-        if router.policies:
-            rules += [f"-A {chain} {way}-j {policies.ENTRY}" for way in whose]
-        if router.policies and balancing:
-            rules.append(f"-A {chain} {known}")
-        return rules + [f"-A {chain} {way}-g {chosen}" for way, chosen in whose.items() if balancing]
-
-    inward, found = npt.arrivals(router, isps if family == 6 else [], use.chosen, pre)
-    before = [
-        *_between_lans(pre, family, lans),
-        *inward,
-        *([f"-A {pre} {marked_by_others}"] if others else []),
-        # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
-        f"-A {pre} -j CONNMARK --restore-mark {masks}",
-        f"-A {pre} {known}",
-        # What conntrack calls INVALID takes no slot.
-        f"-A {pre} -m conntrack ! --ctstate NEW -j RETURN",
-        *(f"-A {pre} -i {isp.interface} -g MARK-{isp.name}" for isp in isps),
-        *deciding(pre, {f"-i {lan.interface} ": f"CHOOSE-{lan.name}" for lan in lans}),
-    ]
-    begun = npt.answers(isps if family == 6 else [], router.lans, use.chosen, out)
-    begun += [f"-A {out} {marked_by_others}"] if others else []
-    begun += [f"-A {out} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {masks}"]
-    own = deciding(local, {"": choice.OWN}) if router.options.local_traffic == "balance" else []
-    if own:
-        begun += [f"-A {out} {known}", f"-A {out} -m conntrack ! --ctstate NEW -j RETURN"]
-        begun += [f"-A {out} -o {isp.interface} -g {local}" for isp in isps]
-        # Who is bound to an ISP's address has chosen.
-        bound = [each for isp in isps for each in isp.addresses(family)]
-        own = [*(f"-A {local} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in bound), *own]
+    inward, found = npt.arrivals(router, isps if family == 6 else [], use.chosen, _PRE)
+    own = _own(router, family, isps, use)
+    leaving = (f"-A {_POST} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)
     chains = [
-        Chain("PREROUTING", None, (f"-A PREROUTING -j {pre}",)),
-        Chain("OUTPUT", None, (f"-A OUTPUT -j {out}",)),
-        Chain("POSTROUTING", None, (f"-A POSTROUTING -j {post}",)),
-        Chain(pre, None, tuple(before)),
-        Chain(out, None, tuple(begun)),
-        *([Chain(local, None, tuple(own))] if own else []),
-        Chain(post, None, tuple(f"-A {post} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)),
+        *(Chain(hook, None, (f"-A {hook} -j {PREFIX}{hook}",)) for hook in ("PREROUTING", "OUTPUT", "POSTROUTING")),
+        Chain(_PRE, None, (*_between_lans(_PRE, family, lans), *inward, *_arriving(router, family, isps, lans, use))),
+        Chain(_OUT, None, tuple(_beginning(router, family, isps, use, bool(own)))),
+        *([Chain(_LOCAL, None, tuple(own))] if own else []),
+        Chain(_POST, None, tuple(leaving)),
+        *found,
+        *sources.stops(isps, family),
+        *_private(isps, family),
+        *policies.chains(router, family, {isp.name for isp in use.usable}),
+        *_clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {}),
     ]
-    chains += [*found, *sources.stops(isps, family), *_private(isps, family)]
-    chains += policies.chains(router, family, {isp.name for isp in use.usable})
-    chains += _clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {})
+    mask, others = router.options.mark_mask, router.others_bits
     for isp in isps:
         chains += _mark_chains(isp, family, router.lans, f"{router.mark_value(isp):#x}", mask, others)
-    if refusing:
+    if _refuses(isps, family, use):
         way = [*use.chosen, *isps][0]
         chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
     lists = {DOWN: use.down} | ({} if use.left is None else {LEFT: use.left})
     chains += [Chain(name, None, tuple(f"-A {name} -j MARK-{isp.name}" for isp in of)) for name, of in lists.items()]
     return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, use.chosen)])
+
+
+def _arriving(router: Router, family: Family, isps: list[Isp], lans: list[Lan], use: Use) -> Iterator[str]:
+    """What comes in gets its connection's mark, or if it begins one that of an ISP."""
+    yield from _marked_by_others(router, _PRE)
+    # The mark of the connection first: a retransmitted SYN or a second datagram is NEW again (R2).
+    yield f"-A {_PRE} -j CONNMARK --restore-mark {_masks(router)}"
+    yield f"-A {_PRE} {_known(router)}"
+    # What conntrack calls INVALID takes no slot.
+    yield f"-A {_PRE} -m conntrack ! --ctstate NEW -j RETURN"
+    yield from (f"-A {_PRE} -i {isp.interface} -g MARK-{isp.name}" for isp in isps)
+    ways = {f"-i {lan.interface} ": f"CHOOSE-{lan.name}" for lan in lans}
+    yield from _deciding(router, family, isps, use, _PRE, ways)
+
+
+def _beginning(router: Router, family: Family, isps: list[Isp], use: Use, balanced: bool) -> Iterator[str]:
+    """What the router sends gets its connection's mark; what it begins goes the `balanced` way, if there is one."""
+    yield from npt.answers(isps if family == 6 else [], router.lans, use.chosen, _OUT)
+    yield from _marked_by_others(router, _OUT)
+    unset = netfilter.bits(0, router.options.mark_mask)
+    yield f"-A {_OUT} -m connmark ! --mark {unset} -j CONNMARK --restore-mark {_masks(router)}"
+    if balanced:
+        yield f"-A {_OUT} {_known(router)}"
+        yield f"-A {_OUT} -m conntrack ! --ctstate NEW -j RETURN"
+        yield from (f"-A {_OUT} -o {isp.interface} -g {_LOCAL}" for isp in isps)
+
+
+def _own(router: Router, family: Family, isps: list[Isp], use: Use) -> list[str]:
+    """What becomes of connections that the router begins, if they are to be balanced (R6)."""
+    chosen = {"": choice.OWN} if router.options.local_traffic == "balance" else {}
+    deciding = list(_deciding(router, family, isps, use, _LOCAL, chosen)) if chosen else []
+    # Who is bound to an ISP's address has chosen.
+    bound = [each for isp in isps for each in isp.addresses(family)] if deciding else []
+    return [*(f"-A {_LOCAL} -s {each.ip}/{each.max_prefixlen} -j RETURN" for each in bound), *deciding]
+
+
+def _deciding(
+    router: Router, family: Family, isps: list[Isp], use: Use, chain: str, ways: Mapping[str, str]
+) -> Iterator[str]:
+    """What becomes of new packets that come by any of these ways, each with its chain of choices."""
+    balancing = not choice.by_rule(isps)
+    if _refuses(isps, family, use):
+        yield from (f"-A {chain} {way}{netfilter.MID_STREAM} -g {_STRAY}" for way in ways)
+    if router.policies or balancing:
+        # IPv6 has no broadcasts, and there the match takes several types for one that is all of them (xt_addrtype.c).
+        ours = ("LOCAL,BROADCAST,MULTICAST",) if family == 4 else ("LOCAL", "MULTICAST")
+        yield from (f"-A {chain} -m addrtype --dst-type {each} -j RETURN" for each in ours)
+        yield from sources.choices(isps, family, chain)
+    if router.policies:
+        yield from (f"-A {chain} {way}-j {policies.ENTRY}" for way in ways)
+    if router.policies and balancing:
+        yield f"-A {chain} {_known(router)}"
+    if balancing:
+        yield from (f"-A {chain} {way}-g {chosen}" for way, chosen in ways.items())
+
+
+def _masks(router: Router) -> str:
+    """Which bits of a mark are copied."""
+    mask = router.options.mark_mask
+    return f"--nfmask {mask:#x} --ctmask {mask:#x}"
+
+
+def _known(router: Router) -> str:
+    """What has a mark is left as it is."""
+    return f"-m mark ! --mark {netfilter.bits(0, router.options.mark_mask)} -j RETURN"
+
+
+def _marked_by_others(router: Router, chain: str) -> list[str]:
+    """What has others' marks is theirs."""
+    others = router.others_bits
+    return [f"-A {chain} -m mark ! --mark {netfilter.bits(0, others)} -j RETURN"] if others else []
+
+
+def _refuses(isps: list[Isp], family: Family, use: Use) -> bool:
+    """Whether a TCP packet in mid-stream without a connection is told that it has none."""
+    return not use.strays and _translates(isps, family)
 
 
 def refusals(router: Router, family: Family, isps: list[Isp]) -> Table:
@@ -251,11 +286,11 @@ def _refuse_untranslated(isp: Isp, family: Family, lans: tuple[Lan, ...], chain:
 def _private(isps: list[Isp], family: Family) -> list[Chain]:
     """The chain that drops private sources, if an ISP translates."""
     drops = tuple(f"-A {_PRIVATE} -s {each} -j DROP" for each in _PRIVATE_NETWORKS[family])
-    return [Chain(_PRIVATE, None, drops)] if any(_masks(isp, family) for isp in isps) else []
+    return [Chain(_PRIVATE, None, drops)] if any(_hides(isp, family) for isp in isps) else []
 
 
-def _masks(isp: Isp, family: Family) -> bool:
-    """Whether the ISP gives its own address to what leaves by it."""
+def _hides(isp: Isp, family: Family) -> bool:
+    """Whether what leaves by the ISP gets an address of its own."""
     return isp.nat.kind(family) in ("snat", "masquerade") and bool(isp.addresses(family))
 
 
