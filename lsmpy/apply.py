@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from lsmpy import (
-    ConfigError,
     LsmpyError,
     beside,
     changes,
@@ -23,24 +21,21 @@ from lsmpy import (
     marking,
     memory,
     netfilter,
-    npt,
     plan,
-    resolve,
     state,
     youth,
 )
 from lsmpy.changes import Changes
 from lsmpy.freeing import Parting
-from lsmpy.kernel import Backend, KernelError, Refusal, RefusedError
+from lsmpy.kernel import KernelError, Refusal, RefusedError
 from lsmpy.marking import OwnChains
 from lsmpy.model import Family, Router
-from lsmpy.netfilter import Table
 from lsmpy.plan import Plan, Side
-from lsmpy.routing import LOCAL_DEFAULT, PROTOCOL, Link, Route
+from lsmpy.routing import LOCAL_DEFAULT, Route
+from lsmpy.scene import Scene, among_others, look, others, owned, table_names
 
 log = logging.getLogger(__name__)
 
-_RAW = "raw"
 LOCK_PATH = Path("/run/lsmpy.lock")
 _FORWARDING: Mapping[Family, str] = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
@@ -63,37 +58,6 @@ class Outcome(Struct, frozen=True):
     again_s: float | None = None
 
 
-class _Scene(Struct, frozen=True):
-    """Everything that one rebuild starts from, read while the lock is held."""
-
-    router: Router
-    backend: Backend
-    extra: Mapping[Family, Mapping[str, Table]]
-    states: Mapping[str, state.Status]
-    links: Mapping[str, Link]
-    live: Mapping[Family, Side]
-    waiting: Mapping[str, float]  # for how many seconds an ISP that is up again is not used yet
-
-    @property
-    def first(self) -> bool:
-        """Whether nothing was built yet since the machine was started."""
-        return guard.is_first(self.live)
-
-    @property
-    def own(self) -> OwnChains | None:
-        """Which chains are ours, where others' are to be left alone."""
-        return marking.own_chains(self.router) if self.router.options.beside_others else None
-
-    def plan(self, refused: Mapping[str, str] | None = None) -> Plan:
-        strays = self.first or youth.left_s() > 0
-        made = plan.build(self.router, self.states, self.links, self.extra, refused, self.waiting, strays)
-        sides = tuple(_among_others(self.live[side.family], side, self.own) for side in made.sides)
-        return msgspec.structs.replace(made, sides=sides)
-
-    def steps(self, wanted: Plan) -> list[Changes]:
-        return [_without_spellings(changes.between(self.live[s.family], s), self.live[s.family]) for s in wanted.sides]
-
-
 def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
     """One rebuild from the state files.
 
@@ -108,7 +72,7 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
     kernel.require_privilege()
     state.require_directory(directory)
     with _lock():
-        scene = _look(router, directory)
+        scene = look(router, directory)
         wanted = scene.plan()
         steps = scene.steps(wanted)
         _check_new_rules(scene, steps)
@@ -132,7 +96,7 @@ def difference(router: Router, directory: Path) -> str:
     """
     kernel.require_privilege()
     state.require_directory(directory)
-    scene = _look(router, directory)
+    scene = look(router, directory)
     wanted = scene.plan()
     text = "".join(
         changes.diff(scene.live[side.family], side)
@@ -153,18 +117,18 @@ def clear(router: Router) -> str:
     """
     kernel.require_privilege()
     with _lock():
-        scene = _look(router, None)
+        scene = look(router, None)
         kept = memory.load_before(scene.router.families)
         whole = kept is not None and not kept.beside_others and not router.options.beside_others
         own = None if whole else marking.own_chains(router)
         steps = []
         for family, live in scene.live.items():
             if kept and whole:
-                names, side = _table_names(scene.extra.get(family, {})), kept.sides[family]
+                names, side = table_names(scene.extra.get(family, {})), kept.sides[family]
                 tables = tuple(side.table(name).with_policies({}) for name in names)
                 want = Side(family, tables, side.routes, side.rules)
             else:
-                want = _others(live, marking.own_chains(router))
+                want = others(live, marking.own_chains(router))
             steps.append(changes.between(live, want))
         _undoing(scene, steps, kept.sysctls if kept else {}, scene.live, own)
         memory.forget_before(tables=whole)
@@ -198,66 +162,7 @@ def _lock() -> Iterator[None]:
         os.close(descriptor)
 
 
-def _look(configured: Router, directory: Path | None) -> _Scene:
-    router = resolve.on_machine(configured, kernel.families())
-    extra = {family: rule_files(router, family) for family in router.families}
-    backend = kernel.find_backend(router.options.iptables)
-    kernel.refuse_other_backend(backend, router.families, router.options.beside_others)
-    names = {name for tables in extra.values() for name in _table_names(tables)} | set(plan.OWN_TABLES)
-    links, seen = kernel.read(backend, router.families, sorted(names | {_RAW}), _owned(router))
-    live = {family: _with_raw_if_ours(router, side, extra[family]) for family, side in seen.items()}
-    # The states last: what is written while the kernel is being read still counts.
-    states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
-    known = resolve.resolve(router, links)
-    waiting = _waiting(known, directory, states, live) if directory else {}
-    return _Scene(known, backend, extra, states, links, live, waiting)
-
-
-def _with_raw_if_ours(router: Router, side: Side, extra: dict[str, Table]) -> Side:
-    """Have raw rebuilt while packets are translated one by one, and once more when they are no longer."""
-    own, wanted = marking.own_chains(router), side.family == 6 and npt.stateless(router.isps)
-    if wanted or any(chain.name in own for chain in side.table(_RAW).chains):
-        extra.setdefault(_RAW, netfilter.table(_RAW))
-    tables = tuple(table for table in side.tables if table.name != _RAW or _RAW in extra)
-    return Side(side.family, tables, side.routes, side.rules)
-
-
-def _waiting(
-    router: Router, directory: Path, states: Mapping[str, state.Status], live: Mapping[Family, Side]
-) -> dict[str, float]:
-    """Who was out of service, is up by its state file, and has not been so for long; with the seconds that lack."""
-    lacks: dict[str, float] = {}
-    for name in freeing.out_of_service(router, live) if router.options.failback_after_s else ():
-        age = state.age_s(directory, name)
-        if states[name].up and not states[name].force and age is not None and age < router.options.failback_after_s:
-            lacks[name] = router.options.failback_after_s - age
-    return lacks
-
-
-def _owned(router: Router) -> frozenset[int]:
-    """The routing tables that are ours whole, whoever has written into them."""
-    return frozenset() if router.options.beside_others else frozenset(int(isp.table) for isp in router.isps)
-
-
-def _among_others(live: Side, wanted: Side, own: OwnChains | None) -> Side:
-    """What is wanted with what others have, where that is to be left alone."""
-    if own is None:
-        return wanted
-    tables = tuple(beside.beside(live.table(table.name), table, own) for table in wanted.tables)
-    return msgspec.structs.replace(wanted, tables=tables)
-
-
-def _others(live: Side, own: OwnChains) -> Side:
-    """What the kernel holds but for ours."""
-    return Side(
-        live.family,
-        tuple(beside.without(table, own) for table in live.tables),
-        tuple(route for route in live.routes if route.protocol != PROTOCOL),
-        tuple(rule for rule in live.rules if rule.protocol != PROTOCOL),
-    )
-
-
-def _keep_before(scene: _Scene, wanted: Plan, steps: list[Changes], replace: bool) -> list[str]:
+def _keep_before(scene: Scene, wanted: Plan, steps: list[Changes], replace: bool) -> list[str]:
     """Keep what is there before us, unless that was done before; returns warnings of what others lose.
 
     Others' rules that were left alone until now are guarded as before a first rebuild.
@@ -271,47 +176,11 @@ def _keep_before(scene: _Scene, wanted: Plan, steps: list[Changes], replace: boo
     guard.guard(scene.live, wanted, own, replace)
     kept = memory.load_before(tuple(scene.live))
     former = kept.sysctls if kept and kept.beside_others else {}
-    memory.save_before({f: _others(side, own) for f, side in scene.live.items()}, _present_sysctls(wanted) | former)
+    memory.save_before({f: others(side, own) for f, side in scene.live.items()}, _present_sysctls(wanted) | former)
     return []
 
 
-def rule_files(router: Router, family: Family) -> dict[str, Table]:
-    """The tables of the [rules] files of one family, the files in their order.
-
-    Raises:
-        ConfigError: a file cannot be read, is not in iptables-save format, or uses one of our chains.
-    """
-    merged: dict[str, Table] = {}
-    errors = []
-    for path in router.rules.files(family):
-        try:
-            tables = netfilter.parse(path.read_text(), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            errors.append(f"{path}:1: cannot be read: {error}")
-            continue
-        except ConfigError as error:
-            errors.append(str(error))
-            continue
-        for name, table in tables.items():
-            taken = [chain.name for chain in table.chains if chain.name in marking.own_chains(router)]
-            errors += [f"{path}:1: the chain {chain} is lsmpy's; give yours another name" for chain in taken]
-            merged[name] = netfilter.merge(merged.get(name, netfilter.table(name)), table)
-    if errors:
-        raise ConfigError("\n".join(errors) + "\nNothing was changed.")
-    return merged
-
-
-def _table_names(extra: Mapping[str, Table]) -> list[str]:
-    return [*plan.OWN_TABLES, *(name for name in extra if name not in plan.OWN_TABLES)]
-
-
-def _without_spellings(step: Changes, live: Side) -> Changes:
-    """Leave out tables that differ only in how the user and the kernel spell the same rules."""
-    tables = tuple(t for t in step.tables if not memory.is_spelling_of(step.family, live.table(t.name), t))
-    return Changes(step.family, step.routes, step.rules, tables, step.stale_rules, step.stale_routes)
-
-
-def _switched(scene: _Scene, done: Plan) -> tuple[str, ...]:
+def _switched(scene: Scene, done: Plan) -> tuple[str, ...]:
     """Whose use has changed, by the tables that were there before."""
     isps = scene.router.isps
     names = {n for s in done.sides for n in plan.used(scene.live[s.family], isps) ^ plan.used(s, isps)}
@@ -341,7 +210,7 @@ def _not_ready(router: Router) -> list[str]:
     return warnings
 
 
-def _check_new_rules(scene: _Scene, steps: list[Changes]) -> None:
+def _check_new_rules(scene: Scene, steps: list[Changes]) -> None:
     """Have iptables read the users' rules that were never loaded, before anything is touched."""
     for step in steps:
         users, live = scene.extra.get(step.family, {}), scene.live[step.family]
@@ -369,7 +238,7 @@ def _places(router: Router, error: LsmpyError) -> str:
 # -- acting --------------------------------------------------------------------------------------------------
 
 
-def _carry_out(scene: _Scene, wanted: Plan, steps: list[Changes], warnings: list[str]) -> tuple[Plan, bool]:
+def _carry_out(scene: Scene, wanted: Plan, steps: list[Changes], warnings: list[str]) -> tuple[Plan, bool]:
     """Routing, then NAT, then marks, then what is stale, then connections; undone as a whole when a step fails."""
     settings = _to_set(wanted)
     if not any(steps) and not settings:
@@ -421,7 +290,7 @@ def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) 
     return refused
 
 
-def _learn_spellings(scene: _Scene, steps: list[Changes]) -> None:
+def _learn_spellings(scene: Scene, steps: list[Changes]) -> None:
     """See how the kernel prints tables with users' rules, so that the next rebuild knows them again."""
     for step in steps:
         loaded = [table for table in step.tables if table.name in scene.extra.get(step.family, {})]
@@ -434,17 +303,17 @@ def _learn_spellings(scene: _Scene, steps: list[Changes]) -> None:
                 memory.learn_spelling(step.family, live, table)
 
 
-def _undo(scene: _Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
+def _undo(scene: Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
     """Put back the snapshot and say how that went."""
     try:
         names = sorted({table.name for side in wanted.sides for table in side.tables})
-        _, now = kernel.read(scene.backend, scene.router.families, names, _owned(scene.router))
+        _, now = kernel.read(scene.backend, scene.router.families, names, owned(scene.router))
         steps = []
         for family, live in scene.live.items():
             tables = tuple(live.table(name).with_policies({}) for name in names)
             if own := scene.own:
                 tables = tuple(beside.ours(table, own) for table in tables)
-            former = _among_others(now[family], Side(family, tables, live.routes, live.rules), scene.own)
+            former = among_others(now[family], Side(family, tables, live.routes, live.rules), scene.own)
             steps.append(changes.between(now[family], former))
         _undoing(scene, steps, settings, now, scene.own)
     except LsmpyError as error:
@@ -453,7 +322,7 @@ def _undo(scene: _Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
 
 
 def _undoing(
-    scene: _Scene,
+    scene: Scene,
     steps: list[Changes],
     settings: Mapping[str, str],
     now: Mapping[Family, Side],

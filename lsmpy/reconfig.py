@@ -11,7 +11,21 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from lsmpy import LsmpyError, __version__, after, apply, config, freeing, kernel, plan, resolve, script, state, youth
+from lsmpy import (
+    LsmpyError,
+    __version__,
+    after,
+    apply,
+    config,
+    freeing,
+    kernel,
+    plan,
+    resolve,
+    scene,
+    script,
+    state,
+    youth,
+)
 from lsmpy.apply import Outcome
 from lsmpy.model import AUTO, Router
 from lsmpy.netlink import Interest
@@ -83,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 def _dry_plan(router: Router, directory: Path) -> tuple[Router, plan.Plan]:
     state.require_directory(directory)
     router = resolve.on_machine(router, kernel.families())
-    extra = {family: apply.rule_files(router, family) for family in router.families}
+    extra = {family: scene.rule_files(router, family) for family in router.families}
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps}
     links = kernel.read_links()
     # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted; but not

@@ -1,0 +1,183 @@
+"""Everything that one rebuild starts from: configuration, states and the live kernel, read together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from lsmpy import (
+    ConfigError,
+    beside,
+    changes,
+    freeing,
+    guard,
+    kernel,
+    marking,
+    memory,
+    netfilter,
+    npt,
+    plan,
+    resolve,
+    state,
+    youth,
+)
+from lsmpy.changes import Changes
+from lsmpy.kernel import Backend
+from lsmpy.marking import OwnChains
+from lsmpy.model import Family, Router
+from lsmpy.netfilter import Table
+from lsmpy.plan import Plan, Side
+from lsmpy.routing import PROTOCOL, Link
+
+_RAW = "raw"
+
+
+class Scene(Struct, frozen=True):
+    """Everything that one rebuild starts from, read while the lock is held.
+
+    Attributes:
+        router: the configuration, with the addresses that were left to the kernel.
+        backend: the iptables.
+        extra: of each family, the tables of the [rules] files.
+        states: what the state files say.
+        links: the interfaces that are there.
+        live: of each family, the tables, routes and rules that are there.
+        waiting: for how many seconds an ISP that is up again is not used yet.
+    """
+
+    router: Router
+    backend: Backend
+    extra: Mapping[Family, Mapping[str, Table]]
+    states: Mapping[str, state.Status]
+    links: Mapping[str, Link]
+    live: Mapping[Family, Side]
+    waiting: Mapping[str, float]
+
+    @property
+    def first(self) -> bool:
+        """Whether nothing was built yet since the machine was started."""
+        return guard.is_first(self.live)
+
+    @property
+    def own(self) -> OwnChains | None:
+        """Which chains are ours, where others' are to be left alone."""
+        return marking.own_chains(self.router) if self.router.options.beside_others else None
+
+    def plan(self, refused: Mapping[str, str] | None = None) -> Plan:
+        """What the kernel should hold; of ISPs whose route it has `refused`, why."""
+        strays = self.first or youth.left_s() > 0
+        made = plan.build(self.router, self.states, self.links, self.extra, refused, self.waiting, strays)
+        sides = tuple(among_others(self.live[side.family], side, self.own) for side in made.sides)
+        return msgspec.structs.replace(made, sides=sides)
+
+    def steps(self, wanted: Plan) -> list[Changes]:
+        """The way there, of each family."""
+        return [_without_spellings(changes.between(self.live[s.family], s), self.live[s.family]) for s in wanted.sides]
+
+
+def look(configured: Router, directory: Path | None) -> Scene:
+    """Read everything.
+
+    Args:
+        configured: the configuration.
+        directory: where the state files are; None if they do not matter.
+
+    Raises:
+        LsmpyError: something could not be read, or the other iptables holds rules that would meet ours.
+    """
+    router = resolve.on_machine(configured, kernel.families())
+    extra = {family: rule_files(router, family) for family in router.families}
+    backend = kernel.find_backend(router.options.iptables)
+    kernel.refuse_other_backend(backend, router.families, router.options.beside_others)
+    names = {name for tables in extra.values() for name in table_names(tables)} | set(plan.OWN_TABLES)
+    links, seen = kernel.read(backend, router.families, sorted(names | {_RAW}), owned(router))
+    live = {family: _with_raw_if_ours(router, side, extra[family]) for family, side in seen.items()}
+    # The states last: what is written while the kernel is being read still counts.
+    states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
+    known = resolve.resolve(router, links)
+    waiting = _waiting(known, directory, states, live) if directory else {}
+    return Scene(known, backend, extra, states, links, live, waiting)
+
+
+def _with_raw_if_ours(router: Router, side: Side, extra: dict[str, Table]) -> Side:
+    """Have raw rebuilt while packets are translated one by one, and once more when they are no longer."""
+    own, wanted = marking.own_chains(router), side.family == 6 and npt.stateless(router.isps)
+    if wanted or any(chain.name in own for chain in side.table(_RAW).chains):
+        extra.setdefault(_RAW, netfilter.table(_RAW))
+    tables = tuple(table for table in side.tables if table.name != _RAW or _RAW in extra)
+    return Side(side.family, tables, side.routes, side.rules)
+
+
+def _waiting(
+    router: Router, directory: Path, states: Mapping[str, state.Status], live: Mapping[Family, Side]
+) -> dict[str, float]:
+    """Who was out of service, is up by its state file, and has not been so for long; with the seconds that lack."""
+    lacks: dict[str, float] = {}
+    for name in freeing.out_of_service(router, live) if router.options.failback_after_s else ():
+        age = state.age_s(directory, name)
+        if states[name].up and not states[name].force and age is not None and age < router.options.failback_after_s:
+            lacks[name] = router.options.failback_after_s - age
+    return lacks
+
+
+def owned(router: Router) -> frozenset[int]:
+    """The routing tables that are ours whole, whoever has written into them."""
+    return frozenset() if router.options.beside_others else frozenset(int(isp.table) for isp in router.isps)
+
+
+def among_others(live: Side, wanted: Side, own: OwnChains | None) -> Side:
+    """What is wanted with what others have, where that is to be left alone."""
+    if own is None:
+        return wanted
+    tables = tuple(beside.beside(live.table(table.name), table, own) for table in wanted.tables)
+    return msgspec.structs.replace(wanted, tables=tables)
+
+
+def others(live: Side, own: OwnChains) -> Side:
+    """What the kernel holds but for ours."""
+    return Side(
+        live.family,
+        tuple(beside.without(table, own) for table in live.tables),
+        tuple(route for route in live.routes if route.protocol != PROTOCOL),
+        tuple(rule for rule in live.rules if rule.protocol != PROTOCOL),
+    )
+
+
+def rule_files(router: Router, family: Family) -> dict[str, Table]:
+    """The tables of the [rules] files of one family, the files in their order.
+
+    Raises:
+        ConfigError: a file cannot be read, is not in iptables-save format, or uses one of our chains.
+    """
+    merged: dict[str, Table] = {}
+    errors = []
+    for path in router.rules.files(family):
+        try:
+            tables = netfilter.parse(path.read_text(), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            errors.append(f"{path}:1: cannot be read: {error}")
+            continue
+        except ConfigError as error:
+            errors.append(str(error))
+            continue
+        for name, table in tables.items():
+            taken = [chain.name for chain in table.chains if chain.name in marking.own_chains(router)]
+            errors += [f"{path}:1: the chain {chain} is lsmpy's; give yours another name" for chain in taken]
+            merged[name] = netfilter.merge(merged.get(name, netfilter.table(name)), table)
+    if errors:
+        raise ConfigError("\n".join(errors) + "\nNothing was changed.")
+    return merged
+
+
+def table_names(extra: Mapping[str, Table]) -> list[str]:
+    """The tables that are rebuilt, if the users' are these."""
+    return [*plan.OWN_TABLES, *(name for name in extra if name not in plan.OWN_TABLES)]
+
+
+def _without_spellings(step: Changes, live: Side) -> Changes:
+    """Leave out tables that differ only in how the user and the kernel spell the same rules."""
+    tables = tuple(t for t in step.tables if not memory.is_spelling_of(step.family, live.table(t.name), t))
+    return Changes(step.family, step.routes, step.rules, tables, step.stale_rules, step.stale_routes)
