@@ -221,7 +221,7 @@ class Rig:
             lines += sorted(self.shell(f"ip -N -{family} rule show\n").splitlines())
             lines += sorted(routes(self.shell(f"ip -N -{family} route show table all\n")))
         keys = ("ipv4/conf/*/rp_filter", "ipv4/conf/*/src_valid_mark", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect")
-        return lines + self.shell(f"cd /proc/sys/net\ngrep -H . {' '.join(keys)}\n").split()
+        return lines + self.shell(f"grep -H . {' '.join(f'/proc/sys/net/{key}' for key in keys)}\n").split()
 
     def _kinds(self) -> list[str]:
         """Both iptables, but not the legacy one where it was never used: asking would make its tables."""
