@@ -403,11 +403,12 @@ def _links(said: str) -> dict[str, Link]:
 
 
 def _with_hops(links: Mapping[str, Link], routes: Iterable[Route], family: Family) -> dict[str, Link]:
-    hops = routing.best_hops(routes, family)
-    return {
-        name: msgspec.structs.replace(link, hops=(*link.hops, hops[name])) if name in hops else link
-        for name, link in links.items()
-    }
+    hops, found = routing.best_hops(routes, family), dict(links)
+    for name in hops.keys() & links.keys():
+        found[name] = msgspec.structs.replace(links[name], hops=(*links[name].hops, hops[name]))
+    if (first := next(iter(hops), "")) in found:
+        found[first] = msgspec.structs.replace(found[first], leading=(*found[first].leading, family))
+    return found
 
 
 def _failures(process: Running) -> list[tuple[int, str]]:

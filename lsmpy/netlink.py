@@ -34,12 +34,11 @@ _MOST_PATIENCE_S = 5.0
 class Interest:
     """What changes are to be told of: of these interfaces, and of these routing tables or rules to them.
 
-    With `defaults` also of default routes in main that are not ours, with `chains` of what is removed from our chains.
+    Those of default routes in main that are not ours always are; with `chains` also what is removed from our chains.
     """
 
     interfaces: frozenset[str]
     tables: frozenset[int]
-    defaults: bool = False
     chains: bool = False
 
 
@@ -116,7 +115,7 @@ def _matters(kind: int, message: bytes, interest: Interest) -> bool:
     if _is_ours(kind, message):
         return kind in (_DEL_ROUTE, _DEL_RULE)
     attributes = message[_ATTRIBUTES_AT:]
-    tables = {*interest.tables, *([MAIN] if interest.defaults and _is_default(kind, message) else [])}
+    tables = {*interest.tables, *([MAIN] if _is_default(kind, message) else [])}
     return any(struct.pack("=HHI", 8, _TABLE, table) in attributes for table in tables)
 
 

@@ -22,6 +22,7 @@ from lsmpy.state import Status
 OWN_TABLES = ("filter", "nat", "mangle")
 # Priorities of our rules, before main's 32766.
 FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE, LOCAL = range(20000, 20006)
+BEFORE_MAIN = 32765
 _NONE_UP = {
     "all": "every one that is there is used",
     "flush": "new connections go by the main table",
@@ -177,6 +178,7 @@ def _side(
     use = _use(router.options, isps, up, usable, strays)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
     refusing = bool(known) and not use.chosen and router.options.when_all_down == "unreachable"
+    astray = bool(use.chosen) and any(family in _leading(isp, links) for isp in isps if isp not in usable)
     six = isps if family == 6 else []
     own = {
         "filter": netfilter.merge(
@@ -194,8 +196,15 @@ def _side(
     return Side(
         family=family,
         tables=tuple(tables),
-        routes=(*_routes(router, family, isps, links), *_local_default(router, family, isps, use.chosen, links)),
-        rules=(*_rules(router, family, isps, use.chosen, links), *(_refusals(router.lans) if refusing else ())),
+        routes=(
+            *_routes(router, family, isps, links),
+            *(_local_default(router, family, isps, use.chosen, links) if astray or _balances_own(router) else ()),
+        ),
+        rules=(
+            *_rules(router, family, isps, use.chosen, links),
+            *(_refusals(router.lans) if refusing else ()),
+            *([Rule(BEFORE_MAIN, "", routing.LOCAL_DEFAULT)] if astray else ()),
+        ),
     )
 
 
@@ -267,23 +276,31 @@ def _default(
         yield routing.unicast(family, table, "default", isp.interface, via, source)
 
 
+def _leading(isp: Isp, links: Mapping[str, Link] | None) -> tuple[Family, ...]:
+    """The families whose default route in main goes by an ISP."""
+    return links[isp.interface].leading if links and isp.interface in links else ()
+
+
+def _balances_own(router: Router) -> bool:
+    return router.options.local_traffic == "balance"
+
+
 def _local_default(
     router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
 ) -> Iterable[Route]:
-    """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN.
+    """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN if balanced.
 
     connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
     it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
     LANs. (It is that ISP's own where the LANs have addresses of ISPs alone, and where packets are translated one by
     one: of a router's error SNPT would translate the address inside too.) Main's own default is left as it is, whoever
-    made it: the rule to this table stands before it. There is no `unreachable` at the end, so that a socket bound to a
-    device of others still finds their default in main.
+    made it: the rule to this table stands before it, and while main's is by an ISP that may not be used, for whatever
+    would go there. There is no `unreachable` at the end, so that a socket bound to a device of others still finds their
+    default in main.
     """
-    if router.options.local_traffic == "main":
-        return
     held = [net for isp in isps for net in sources.owned(isp, family)]
-    by_packet = family == 6 and npt.stateless(isps)
-    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family) if not by_packet)
+    mine = _balances_own(router) and not (family == 6 and npt.stateless(isps))
+    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family) if mine)
     free = ((device, each) for device, each in lans if not any(each.ip in net for net in held))
     source = next((host(each) for device, each in free if _has(device, each, links)), None)
     for isp in candidates[:1]:
@@ -336,7 +353,7 @@ def _rules(
         yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
     if router.refusal:
         yield Rule(BY_MARK, routing.fwmark(router.refusal, router.options.mark_mask), routing.REFUSED)
-    if router.options.local_traffic == "balance":
+    if _balances_own(router):
         yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
     if candidates and choice.by_rule(isps):
         ways = [f"iif {lan.interface}" for lan in router.lans if family in lan.families]

@@ -27,7 +27,7 @@ from lsmpy import (
     youth,
 )
 from lsmpy.apply import Outcome
-from lsmpy.model import AUTO, Router
+from lsmpy.model import Router
 from lsmpy.netlink import Interest
 
 log = logging.getLogger("lsmpy")
@@ -188,8 +188,7 @@ def _interest(router: Router) -> tuple[list[str], Interest]:
     files = [path(Path(), isp.name).name for isp in router.isps for path in (state.state_path, state.force_path)]
     interfaces = frozenset(item.interface for item in (*router.isps, *router.lans))
     tables = frozenset(int(isp.table) for isp in router.isps)
-    defaults = any(AUTO in isp.gateway for isp in router.isps)
-    return files, Interest(interfaces, tables, defaults, chains=router.options.beside_others)
+    return files, Interest(interfaces, tables, chains=router.options.beside_others)
 
 
 def _reload(path: Path, old: Router) -> Router:

@@ -92,6 +92,7 @@ class Link(Struct, frozen=True):
         own: the usable addresses with their prefix lengths that are good beyond the link: first those that last, and
             of them first those that are good everywhere.
         hops: the gateways of its best default routes in main, one a family; 0.0.0.0 or :: for one without.
+        leading: the families whose best default route in main goes by it.
     """
 
     up: bool
@@ -100,6 +101,7 @@ class Link(Struct, frozen=True):
     mtu: int = 0
     own: tuple[str, ...] = ()
     hops: tuple[str, ...] = ()
+    leading: tuple[Family, ...] = ()
 
 
 def fwmark(value: int, mask: int) -> str:
@@ -150,7 +152,7 @@ def read_link(item: Mapping[str, Any]) -> Link:
 
 
 def best_hops(routes: Iterable[Route], family: Family) -> dict[str, str]:
-    """The gateway of the best default route that main has by each interface, and that others have made."""
+    """The gateway of the best default route that main has by each interface, the best first; others have made them."""
     defaults = (r for r in routes if (r.table, r.target, r.kind) == (MAIN, "default", UNICAST))
     hops: dict[str, str] = {}
     for route in sorted(defaults, key=lambda each: each.metric):

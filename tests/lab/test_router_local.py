@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from lsmpy import flows
-from lsmpy.lab import INTERNET, ROUTER, isp_node, lan_node
+from lsmpy.lab import INTERNET, ROUTER, isp_node, lan_node, wait_until
 from lsmpy.model import FAMILIES, Family
 from tests.lab.router_kit import LAN, Rig, Talk, configuration, rig, source, tunnel
 
@@ -72,13 +72,33 @@ def test_what_the_router_begins_is_balanced_over_what_is_up(
         assert router.dump() == before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_it_the_router_goes_by_main_even_if_that_is_down(tmp_path: Path, family: Family) -> None:
-    """What the test above says is not so by itself."""
-    with rig(tmp_path, configuration(router='local_traffic = "main"'), "ISP1") as router:
-        router.say("ISP1", "down")
-        router.rebuild()
-        assert set(begun(router, family)) == answers({"ISP1"}, family)
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_with_main_it_goes_by_mains_default_while_that_is_by_an_isp_that_is_up(tmp_path: Path, backend: str) -> None:
+    """And else by one that is; the watcher follows main."""
+    with rig(tmp_path, configuration(backend=backend, router='local_traffic = "main"'), "ISP1") as router:
+        before = router.dump()
+        for down, by in (("", "ISP1"), ("ISP2", "ISP1"), ("ISP1", "ISP2"), ("", "ISP1")):
+            for isp in ISPS:
+                router.say(isp, "down" if isp == down else "up")
+            router.rebuild()
+            for family in FAMILIES:
+                assert set(begun(router, family, 4)) == answers({by}, family)
+            assert router.idle()
+            router.shell(router.reconfig("--dry-run").out)
+            assert router.idle()
+        router.say("ISP2", "down")
+        with router.watching() as watcher:
+            watcher.await_line("up ISP1, down ISP2")
+            router.shell("ip route replace default via 2.2.2.2\nip -6 route replace default via 2001:db8:0:2::2\n")
+            for family in FAMILIES:
+                rules = f"ip -{family} rule show pref 32765\n"
+                wait_until(lambda: "lookup 76" in router.shell(rules), what="the watcher to see it")  # noqa: B023
+                assert set(begun(router, family, 4)) == answers({"ISP1"}, family)
+            router.shell("ip route replace default via 1.1.1.2\nip -6 route replace default via 2001:db8:0:1::2\n")
+            wait_until(lambda: router.reconfig("--diff").out == "", what="the watcher to see that too")
+        assert router.foreign() == 0
+        router.rebuild("--clear")
+        assert router.dump() == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -102,6 +102,7 @@ def test_docker_lives_on(tmp_path: Path, backend: str, balanced: bool) -> None:
         router.say("ISP1", "down")
         router.rebuild()
         assert {flow.isp for flow in router.send(8, ("tcp", "udp"))} == {"ISP2"}
+        assert {flow.isp for flow in router.ask(CONTAINER, [caller], ("tcp", "udp"), 8)} == {"ISP2"}
         assert router.foreign() == 0
         assert router.reconfig("--clear").status == 0
         assert theirs(router) == left

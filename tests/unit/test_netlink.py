@@ -99,11 +99,10 @@ def test_others_routes_and_rules_in_our_tables_wake(make: type, kind: str) -> No
     assert wakes(make(number[make, kind], STATIC, 77)) == 0
 
 
-def test_default_routes_of_main_wake_whom_they_concern() -> None:
-    whom = Interest(frozenset(), frozenset({250}), defaults=True)
+def test_default_routes_of_main_wake() -> None:
+    whom = Interest(frozenset(), frozenset({250}))
     assert wakes(default_route(NEWROUTE), default_route(DELROUTE), interest=whom) == 2
     assert wakes(default_route(NEWROUTE, length=8), default_route(NEWROUTE, OURS), interest=whom) == 0
-    assert wakes(default_route(NEWROUTE), interest=Interest(frozenset(), frozenset({250}))) == 0
 
 
 def test_our_own_additions_do_not_wake() -> None:

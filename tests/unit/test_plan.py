@@ -264,6 +264,31 @@ def test_an_unplugged_cable_keeps_its_default_for_the_moment_it_is_back(three: R
     assert before == after
 
 
+@pytest.mark.parametrize("own", ["main", "balance"])
+@pytest.mark.parametrize(
+    ("leader", "down", "astray"),
+    [("wan1", "", False), ("wan1", "I1", True), ("wan1", "I2", False), ("eth9", "I1", False), ("wan1", "all", False)],
+)
+def test_what_main_sends_by_an_isp_that_is_down_goes_by_one_that_is_up(
+    leader: str, down: str, astray: bool, own: str
+) -> None:
+    """Main's own default is left alone: a rule before it leads elsewhere. With none up there is nowhere better."""
+    router = router_of(f'[router]\nlocal_traffic = "{own}"\nwhen_all_down = "flush"\n' + isps_of(3) + LANS)
+    links = links_of(router) | {"eth9": Link(True, True, frozenset())}
+    links[leader] = msgspec.structs.replace(links[leader], leading=(4,))
+    texts = {isp.name: "down" for isp in router.isps if down in (isp.name, "all")}
+    made = side(plan_of(router, links, **texts))
+    rules = [rule.words() for rule in made.rules if rule.priority == plan.BEFORE_MAIN]
+    assert rules == ["pref 32765 from all lookup 76 protocol 76"] * astray
+    ways = [route for route in made.routes if route.table == LOCAL_DEFAULT]
+    assert [way.device for way in ways] == (
+        [] if down == "all" or (own == "main" and not astray) else ["wan2" if down == "I1" else "wan1"]
+    )
+    assert all((way.source is None) == (own == "main") for way in ways)
+    six = plan_of(router_of(isps_of(2, "6") + LANS), links, **texts)
+    assert plan.BEFORE_MAIN not in {rule.priority for rule in side(six, 6).rules}
+
+
 def test_a_mask_leaves_the_other_bits_of_marks_alone() -> None:
     made = side(plan_of(router_of("[router]\nmark_mask = 0xff00\n" + isps_of(1) + LANS)))
     rules = made.table("mangle").rules

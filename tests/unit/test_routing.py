@@ -133,6 +133,7 @@ def test_the_best_default_route_of_main_by_each_interface_is_its_hop() -> None:
         Route("default", device="ppp0", metric=7),
     ]
     assert routing.best_hops(routes, 4) == {"eth2": "1.1.1.2", "ppp0": "0.0.0.0"}
+    assert list(routing.best_hops(routes, 4)) == ["eth2", "ppp0"]  # the best of all first
     assert routing.best_hops([Route("default", device="ppp0")], 6) == {"ppp0": "::"}
 
 
