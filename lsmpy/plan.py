@@ -6,23 +6,19 @@ table and rules of an ISP stay as they are while it is down, so that its connect
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
-from lsmpy import choice, marking, netfilter, npt, routing, sources
+from lsmpy import lookups, marking, netfilter, npt, sources
 from lsmpy.marking import Use
-from lsmpy.model import Family, Interface, Isp, Lan, Network, Options, Router, host
+from lsmpy.model import Family, Isp, Options, Router, host
 from lsmpy.netfilter import Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
 
 # `flush = "all"` rebuilds these whole; a [rules] file may add others.
 OWN_TABLES = ("filter", "nat", "mangle")
-# Priorities of our rules, before main's 32766.
-FROM_MAIN, BY_SOURCE, BY_MARK, BY_TIER, BY_NONE, LOCAL = range(20000, 20006)
-BEFORE_MAIN = 32765
 _NONE_UP = {
     "all": "every one that is there is used",
     "flush": "new connections go by the main table",
@@ -177,8 +173,6 @@ def _side(
     usable = up or _with_none_up(router.options, known, present)
     use = _use(router.options, isps, up, usable, strays)
     mtus = {name: link.mtu for name, link in (links or {}).items()}
-    refusing = bool(known) and not use.chosen and router.options.when_all_down == "unreachable"
-    astray = bool(use.chosen) and any(family in _leading(isp, links) for isp in isps if isp not in usable)
     six = isps if family == 6 else []
     own = {
         "filter": netfilter.merge(
@@ -193,19 +187,8 @@ def _side(
     # and what is refused there nobody could mean.
     both = ((name, own.get(name, netfilter.table(name)), extra.get(name, netfilter.table(name))) for name in names)
     tables = [netfilter.merge(*(pair if name == "filter" else reversed(pair))) for name, *pair in both]
-    return Side(
-        family=family,
-        tables=tuple(tables),
-        routes=(
-            *_routes(router, family, isps, links),
-            *(_local_default(router, family, isps, use.chosen, links) if astray or _balances_own(router) else ()),
-        ),
-        rules=(
-            *_rules(router, family, isps, use.chosen, links),
-            *(_refusals(router.lans) if refusing else ()),
-            *([Rule(BEFORE_MAIN, "", routing.LOCAL_DEFAULT)] if astray else ()),
-        ),
-    )
+    routes, rules = lookups.lookups(router, family, isps, usable, use.chosen, links)
+    return Side(family, tuple(tables), routes, rules)
 
 
 # -- who gets new connections --------------------------------------------------------------------------------
@@ -236,151 +219,10 @@ def _use(options: Options, isps: list[Isp], up: list[Isp], usable: list[Isp], st
 
 def used(side: Side, isps: Iterable[Isp]) -> frozenset[str]:
     """The names of the ISPs that get new connections by what a side holds, ours or the kernel's."""
-    tables = {rule.table for rule in side.rules if rule.priority == BY_TIER}
+    tables = {rule.table for rule in side.rules if rule.priority == lookups.BY_TIER}
     chains = [chain for chain in side.table("mangle").chains if chain.name != f"{netfilter.PREFIX}PREROUTING"]
     marks = {rule.rpartition(" -g ")[2] for chain in chains for rule in chain.rules}
     return frozenset(isp.name for isp in isps if f"MARK-{isp.name}" in marks or int(isp.table) in tables)
-
-
-# -- routing -------------------------------------------------------------------------------------------------
-
-
-def _routes(router: Router, family: Family, isps: list[Isp], links: Mapping[str, Link] | None) -> Iterable[Route]:
-    """One table an ISP: its own network and the LANs', its default, and an end that is never passed (R2).
-
-    The article has the other ISPs' networks in each table as well. `lookup main` comes first here and knows them, and
-    with 64 ISPs they would be 8,000 routes to compare at every rebuild.
-    """
-    lans = _local(router.lans, family, links)
-    for isp in isps:
-        number, own = int(isp.table), _local((isp,), family, links)
-        for target, (device, source) in (own | {net: way for net, way in lans.items() if net not in own}).items():
-            yield routing.unicast(family, number, target, device, None, source)
-        yield from _default(isp, family, number, links)
-        yield routing.unreachable(family, number)
-
-
-def _leads(isp: Isp, family: Family, links: Mapping[str, Link] | None) -> bool:
-    """Whether there is a way out by an ISP."""
-    first = isp.addresses(family)[:1]
-    return isp.next_hop(family) is not None and any(_has(isp.interface, each, links) for each in first)
-
-
-def _default(
-    isp: Isp, family: Family, table: int, links: Mapping[str, Link] | None, source: str | None = None
-) -> Iterable[Route]:
-    """The way out by an ISP. One that has only lost its carrier keeps it, for the moment in which the cable is back."""
-    hop = isp.next_hop(family)
-    if hop is not None and _leads(isp, family, links):
-        via = None if hop.is_unspecified else host(hop)
-        yield routing.unicast(family, table, "default", isp.interface, via, source)
-
-
-def _leading(isp: Isp, links: Mapping[str, Link] | None) -> tuple[Family, ...]:
-    """The families whose default route in main goes by an ISP."""
-    return links[isp.interface].leading if links and isp.interface in links else ()
-
-
-def _balances_own(router: Router) -> bool:
-    return router.options.local_traffic == "balance"
-
-
-def _local_default(
-    router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
-) -> Iterable[Route]:
-    """The default of what the router itself begins: by an ISP that may be used, from an address of a LAN if balanced.
-
-    connect() looks for a route before OUTPUT can choose, and takes its source from there. One of a LAN is no ISP's, so
-    it is told from a socket that is bound to an ISP, no rule by source holds it, and NAT translates it as it does the
-    LANs. (It is that ISP's own where the LANs have addresses of ISPs alone, and where packets are translated one by
-    one: of a router's error SNPT would translate the address inside too.) Main's own default is left as it is, whoever
-    made it: the rule to this table stands before it, and while main's is by an ISP that may not be used, for whatever
-    would go there. There is no `unreachable` at the end, so that a socket bound to a device of others still finds their
-    default in main.
-    """
-    held = [net for isp in isps for net in sources.owned(isp, family)]
-    mine = _balances_own(router) and not (family == 6 and npt.stateless(isps))
-    lans = ((lan.interface, each) for lan in router.lans for each in lan.addresses(family) if mine)
-    free = ((device, each) for device, each in lans if not any(each.ip in net for net in held))
-    source = next((host(each) for device, each in free if _has(device, each, links)), None)
-    for isp in candidates[:1]:
-        yield from _default(isp, family, routing.LOCAL_DEFAULT, links, source)
-
-
-def _local(
-    items: Iterable[Isp | Lan], family: Family, links: Mapping[str, Link] | None
-) -> dict[str, tuple[str, str | None]]:
-    """The networks on interfaces that are there, each with its interface and source."""
-    networks: dict[str, tuple[str, str | None]] = {}
-    for item in items:
-        for each in item.addresses(family):
-            if _has(item.interface, each, links):
-                # Of several addresses in a network the first is the source, as it is for NAT. IPv6 picks the source
-                # itself, and refuses one that is still being checked for duplicates.
-                networks.setdefault(_target(each), (item.interface, host(each) if family == 4 else None))
-    return networks
-
-
-def _has(device: str, address: Interface, links: Mapping[str, Link] | None) -> bool:
-    if links is None:
-        return True
-    link = links.get(device)
-    return link is not None and link.up and host(address) in link.addresses
-
-
-@lru_cache(maxsize=1024)
-def _target(address: Interface) -> str:
-    return _spelled(address.network)
-
-
-def _spelled(network: Network) -> str:
-    """A network as `ip` prints it."""
-    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
-
-
-def _rules(
-    router: Router, family: Family, isps: list[Isp], candidates: Sequence[Isp], links: Mapping[str, Link] | None
-) -> Iterable[Rule]:
-    # Whatever main knows better than a default goes there: LANs, VPNs, static routes (R1).
-    yield Rule(FROM_MAIN, "", routing.MAIN, suppress_default=True)
-    for isp in isps:
-        table = int(isp.table)
-        for each in isp.addresses(family):
-            yield Rule(BY_SOURCE, f"from {host(each)}", table)
-        yield Rule(BY_SOURCE, f"oif {isp.interface}", table)
-    yield from _by_network(isps, family, links)
-    for isp in isps:
-        yield Rule(BY_MARK, routing.fwmark(router.mark_value(isp), router.options.mark_mask), int(isp.table))
-    if router.refusal:
-        yield Rule(BY_MARK, routing.fwmark(router.refusal, router.options.mark_mask), routing.REFUSED)
-    if _balances_own(router):
-        yield Rule(LOCAL, "iif lo", routing.LOCAL_DEFAULT)
-    if candidates and choice.by_rule(isps):
-        ways = [f"iif {lan.interface}" for lan in router.lans if family in lan.families]
-        if family == 6 and npt.stateless(isps):  # what a LAN's address of the router answers
-            ways += [f"from {_spelled(net)} iif lo" for net in npt.networks(router.lans)]
-        yield from (Rule(BY_TIER, way, int(candidates[0].table)) for way in ways)
-
-
-def _by_network(isps: list[Isp], family: Family, links: Mapping[str, Link] | None) -> Iterable[Rule]:
-    """What an ISP routes to us goes by it, or, if its table has no way, to where the sender is told why (R9).
-
-    Only what is about to leave by some interface meets the rule of filter that tells; routing alone would say no more
-    than that there is no route.
-    """
-    leading = [isp for isp in isps if _leads(isp, family, links)]
-    for isp in isps:
-        way = isp if isp in leading else next(iter(leading), isp)
-        for net in sources.owned(isp, family):
-            yield Rule(BY_SOURCE, f"from {_spelled(net)}", int(way.table))
-        for net in isp.prefixes(family):
-            # What is in none of the LANs would go to and fro between the ISP and us (RFC 7084, WPD-5).
-            yield Rule(BY_SOURCE, f"to {_spelled(net)} iif {isp.interface}", routing.REFUSED)
-
-
-def _refusals(lans: Iterable[Lan]) -> Iterable[Rule]:
-    """What comes from a LAN, has no ISP's mark and no better route in main than a default is refused at once."""
-    return (Rule(BY_NONE, f"iif {lan.interface}", routing.REFUSED) for lan in lans)
 
 
 # -- settings of the interfaces ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from lsmpy import changes, choice, freeing, plan, resolve, shares
+from lsmpy import changes, choice, freeing, lookups, plan, resolve, shares
 from lsmpy.model import AUTO, Family, Isp, Lan, Router
 from lsmpy.netfilter import Table
 from lsmpy.plan import Side
@@ -790,8 +790,8 @@ def test_only_the_choice_for_new_connections_depends_on_the_states(scene: Scene,
         assert [each for each in a.routes if each.table != LOCAL_DEFAULT] == [
             each for each in b.routes if each.table != LOCAL_DEFAULT
         ]
-        assert [rule for rule in a.rules if rule.priority != plan.BY_TIER] == [
-            rule for rule in b.rules if rule.priority != plan.BY_TIER
+        assert [rule for rule in a.rules if rule.priority != lookups.BY_TIER] == [
+            rule for rule in b.rules if rule.priority != lookups.BY_TIER
         ]
         assert [without_choices(table) for table in a.tables] == [without_choices(table) for table in b.tables]
 

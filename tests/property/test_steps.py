@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lsmpy import changes, netfilter, plan
+from lsmpy import changes, lookups, netfilter
 from lsmpy.changes import Changes
 from lsmpy.netfilter import Chain, Table
 from lsmpy.plan import Side
@@ -142,7 +142,8 @@ def test_a_change_of_state_loads_at_most_the_table_that_marks_or_one_default(sce
         step = changes.between(live, want)
         changed = {*step.adding, *step.stale_routes, *step.stale_rules}
         assert all(
-            each.priority == plan.BY_TIER if isinstance(each, Rule) else each.table == LOCAL_DEFAULT for each in changed
+            each.priority == lookups.BY_TIER if isinstance(each, Rule) else each.table == LOCAL_DEFAULT
+            for each in changed
         )
         refusing = (
             {"filter"} if live.family == 6 and any(isp.nat.ipv6 == "none" for isp in scene.isps(6)) else set[str]()

@@ -18,7 +18,20 @@ PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
     *("lsmconf", "events", "moving", "munin"),
-    *("plan", "resolve", "sources", "npt", "marking", "choice", "policies", "shares", "buckets", "tree", "netfilter"),
+    *(
+        "plan",
+        "lookups",
+        "resolve",
+        "sources",
+        "npt",
+        "marking",
+        "choice",
+        "policies",
+        "shares",
+        "buckets",
+        "tree",
+        "netfilter",
+    ),
     *("routing", "beside", "changes", "freeing", "script"),
 )
 WORLD = {"os", "time", "socket", "subprocess", "logging", "random", "threading", "sys", "fcntl", "shutil", "datetime"}

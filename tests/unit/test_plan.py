@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from lsmpy import netfilter, plan, state
+from lsmpy import lookups, netfilter, plan, state
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Chain
 from lsmpy.plan import Plan, Side
@@ -278,7 +278,7 @@ def test_what_main_sends_by_an_isp_that_is_down_goes_by_one_that_is_up(
     links[leader] = msgspec.structs.replace(links[leader], leading=(4,))
     texts = {isp.name: "down" for isp in router.isps if down in (isp.name, "all")}
     made = side(plan_of(router, links, **texts))
-    rules = [rule.words() for rule in made.rules if rule.priority == plan.BEFORE_MAIN]
+    rules = [rule.words() for rule in made.rules if rule.priority == lookups.BEFORE_MAIN]
     assert rules == ["pref 32765 from all lookup 76 protocol 76"] * astray
     ways = [route for route in made.routes if route.table == LOCAL_DEFAULT]
     assert [way.device for way in ways] == (
@@ -286,7 +286,7 @@ def test_what_main_sends_by_an_isp_that_is_down_goes_by_one_that_is_up(
     )
     assert all((way.source is None) == (own == "main") for way in ways)
     six = plan_of(router_of(isps_of(2, "6") + LANS), links, **texts)
-    assert plan.BEFORE_MAIN not in {rule.priority for rule in side(six, 6).rules}
+    assert lookups.BEFORE_MAIN not in {rule.priority for rule in side(six, 6).rules}
 
 
 def test_a_mask_leaves_the_other_bits_of_marks_alone() -> None:
