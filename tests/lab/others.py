@@ -124,7 +124,7 @@ class Firewalld:
 
 _FAIL2BAN = {
     "action.d/iptables": "[Init?family=inet6]\nblocktype = REJECT --reject-with tcp-reset -p tcp\n",
-    "fail2ban": "[DEFAULT]\ndbfile = {place}/bans.sqlite3\n",
+    "fail2ban": "[DEFAULT]\nlogtarget = STDOUT\ndbfile = {place}/bans.sqlite3\n",
     "jail": """[sshd]
 port = {port}
 logpath = {place}/auth.log
@@ -148,7 +148,7 @@ class Fail2ban:
         self._log.touch()
         files = (f"--conf={system}", f"--socket={place}/fail2ban.sock", f"--pidfile={place}/fail2ban.pid")
         server, client = (str(UNPACKED / f"usr/bin/fail2ban-{part}") for part in ("server", "client"))
-        self._server = (*_having(backend, place), *_PYTHON, server, *files, "--logtarget=STDOUT", "-f", "start")
+        self._server = (*_having(backend, place), *_PYTHON, server, *files, "-f", "start")
         self._client = (*_PYTHON, client, *files)
         self._running: command.Running | None = None
 
