@@ -16,7 +16,7 @@ from tests.lab.router_kit import Rig
 
 UNPACKED = ROOT / ".venv" / "unpacked"  # by scripts/test
 _PYTHON = ("env", f"PYTHONPATH={UNPACKED}/usr/lib/python3/dist-packages", "/usr/bin/python3")
-OURS = re.compile(r"LSMPY-|[ :](MARK|OUT|CHOOSE|POLICY)-")
+OURS = re.compile(r"LSMPY-|[ :](MARK|OUT|IN|CHOOSE|POLICY)-")
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>system</type><listen>unix:path={socket}</listen><auth>EXTERNAL</auth>
