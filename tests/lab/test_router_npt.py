@@ -174,12 +174,21 @@ def test_a_prefix_for_each_lan(tmp_path: Path) -> None:
         assert router.foreign() == 0
 
 
-@pytest.mark.parametrize(("kind", "options"), [("none", ""), ("npt-stateless", "tiers")])
-def test_the_script_does_the_same(tmp_path: Path, kind: str, options: str) -> None:
-    with rig(tmp_path, translating(kind, options=options), server=False) as router:
-        for _ in range(2):
-            router.shell(router.reconfig("--dry-run").out)
-            assert router.reconfig("--diff").out == ""
+@pytest.mark.parametrize(
+    ("kinds", "options"),
+    [
+        (["none"], ""),
+        (["npt-stateless", "npt"], "tiers"),
+        (["npt-stateless", "npt"], 'flush = "own"\nbalance = "hash"\nmark_mask = 0xffffffff'),
+    ],
+)
+def test_the_script_does_the_same(tmp_path: Path, kinds: list[str], options: str) -> None:
+    with rig(tmp_path, translating(kinds[0], options=options), server=False) as router:
+        for kind in kinds:
+            router.configure(translating(kind, options=options))
+            for _ in range(2):
+                router.shell(router.reconfig("--dry-run").out)
+                assert router.reconfig("--diff").out == ""
 
 
 # -- by packet -----------------------------------------------------------------------------------------------
