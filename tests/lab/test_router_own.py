@@ -430,6 +430,34 @@ def test_a_table_that_only_nft_can_read_is_named(tmp_path: Path) -> None:
         assert router.shell("nft list ruleset\n") == before
 
 
+# Of somebody who keeps conntrack from the ports that a set names.
+NFT_RAW = """
+add table {family} raw
+add set {family} raw untracked {{ type inet_service; }}
+add chain {family} raw PREROUTING {{ type filter hook prerouting priority raw; }}
+add rule {family} raw PREROUTING udp dport @untracked notrack
+"""
+
+
+@pytest.mark.parametrize("options", [OWN, ""])
+def test_a_table_that_only_nft_can_read_does_no_harm_where_we_have_nothing(tmp_path: Path, options: str) -> None:
+    with rig(tmp_path, configuration(router=options)) as router:
+        for family in ("ip", "ip6"):
+            router.shell(f"nft -f - <<'END'\n{NFT_RAW.format(family=family)}END\n")
+        raw = "nft list table ip raw\nnft list table ip6 raw\n"
+        before = router.shell(raw)
+        router.rebuild()
+        assert router.idle()
+        shared_out(router)
+        router.rebuild("--clear")
+        assert router.shell(raw) == before
+        stateless = configuration(router=f'{options}\nbalance = "hash"\nmark_mask = 0xffffffff', ipv6="npt-stateless")
+        router.configure(stateless)
+        result = router.reconfig()
+        assert result.status == 1
+        assert "cannot read the table raw" in result.err
+
+
 @pytest.mark.parametrize(("backend", "other"), [("nft", "legacy"), ("legacy", "nft")])
 def test_others_may_use_the_other_iptables(tmp_path: Path, backend: str, other: str) -> None:
     with rig(tmp_path, own(backend)) as router:
