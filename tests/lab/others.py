@@ -122,6 +122,7 @@ class Firewalld:
         return (*self._bus, *_PYTHON, str(UNPACKED / "usr/bin/firewall-cmd"), *words)
 
 
+# By a reset in IPv6, as an ICMPv6 error is there while connect() is still at work, overlooks it and tries again in 1 s.
 _FAIL2BAN = {
     "action.d/iptables": "[Init?family=inet6]\nblocktype = REJECT --reject-with tcp-reset -p tcp\n",
     "fail2ban": "[DEFAULT]\nlogtarget = STDOUT\ndbfile = {place}/bans.sqlite3\n",
