@@ -168,7 +168,11 @@ def read_links() -> dict[str, Link]:
 
 
 def read(
-    backend: Backend, families: Sequence[Family], tables: Collection[str], owned: Collection[int]
+    backend: Backend,
+    families: Sequence[Family],
+    tables: Collection[str],
+    owned: Collection[int],
+    perhaps: Collection[str] = (),
 ) -> tuple[dict[str, Link], dict[Family, Side]]:
     """An image of the kernel, as far as it concerns us.
 
@@ -177,6 +181,10 @@ def read(
         families: which families to look at.
         tables: which netfilter tables.
         owned: the routing tables that are ours whole, whoever wrote into them.
+        perhaps: further netfilter tables, passed over where iptables cannot read them.
+
+    Raises:
+        KernelError: iptables cannot read one of the `tables`.
     """
     asking = {
         family: command.start(["sh", "-c", _questions(backend, family, links=family == families[0])])
@@ -194,7 +202,7 @@ def read(
         every[family] = _ROUTES.decode(routes)
         sides[family] = Side(
             family=family,
-            tables=tuple(known[name] for name in tables if name in known),
+            tables=tuple(known[name] for name in (*tables, *perhaps) if name in known),
             routes=tuple(map(_spelled_out, _ours(every[family], owned))),
             rules=tuple(_ours(map(routing.read_rule, _RULES.decode(rules)), owned)),
         )

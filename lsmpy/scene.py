@@ -93,7 +93,9 @@ def look(configured: Router, directory: Path | None) -> Scene:
     backend = kernel.find_backend(router.options.iptables)
     kernel.refuse_other_backend(backend, router.families, router.options.beside_others)
     names = {name for tables in extra.values() for name in table_names(tables)} | set(plan.OWN_TABLES)
-    links, seen = kernel.read(backend, router.families, sorted(names | {_RAW}), owned(router))
+    names |= {_RAW} if npt.stateless(router.isps) else set()
+    # In raw there may be something of ours from before; whatever others have there is no hindrance.
+    links, seen = kernel.read(backend, router.families, sorted(names), owned(router), {_RAW} - names)
     live = {family: _with_raw_if_ours(router, side, extra[family]) for family, side in seen.items()}
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}

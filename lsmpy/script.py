@@ -11,6 +11,7 @@ from lsmpy.marking import DOWN, KINDS, LEFT
 from lsmpy.netfilter import BUILTIN, PREFIX, Table
 from lsmpy.plan import Plan, Side
 
+_RAW = "raw"
 _TOOLS = {4: "iptables", 6: "ip6tables"}
 _HEADER = r"""#!/bin/sh
 # The router as lsmpy-reconfig would build it now: @SUMMARY@
@@ -79,6 +80,7 @@ def render(plan: Plan, infix: str = "", commands: Commands | None = None, beside
     parts += [f"was_{side.family}=$({_TOOLS[side.family]}{infix}-save -t mangle)\n" for side, free in freed if free]
     parts += [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
     parts += [_table(side, table, infix) for side in plan.sides for table in side.tables]
+    parts += [part for side in plan.sides for part in _tracked_again(side, infix)]
     parts += [f"echo {value} >/proc/sys/{key} || true\n" for key, value in plan.sysctls]
     parts += [part for side in plan.sides for part in _stale(side, beside_others)]
     parts += [part for _, free in freed for part in free]
@@ -138,6 +140,13 @@ def _table(side: Side, table: Table, infix: str) -> str:
         if chain.name in BUILTIN[table.name] and chain.policy is None:
             text = text.replace(f":{chain.name} ACCEPT [0:0]", f":{chain.name} KEEP [0:0]", 1)
     return _input(f"load {_TOOLS[side.family]}{infix} {table.name}", text)
+
+
+def _tracked_again(side: Side, infix: str) -> Iterable[str]:
+    """What takes ours out of raw, unless packets are translated one by one: before, they may have been."""
+    if side.family == 6 and not any(table.name == _RAW for table in side.tables):
+        raw = f"{_TOOLS[side.family]}{infix}-save | sed -n '/^[*]{_RAW}/,/^COMMIT/p'"  # to ask for it would make it
+        yield f"! {raw} | grep -q '^:{PREFIX}' || {_table(side, netfilter.table(_RAW), infix)}"
 
 
 def _free(side: Side, commands: Commands) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Who else has rules on a router: Debian's ufw and firewalld, as they are, and Docker's tables, as it leaves them."""
+"""Who else has rules on a router: Debian's ufw, firewalld and fail2ban, and Docker's tables, as it leaves them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lsmpy import command
@@ -15,7 +16,7 @@ from tests.lab.router_kit import Rig
 
 UNPACKED = ROOT / ".venv" / "unpacked"  # by scripts/test
 _PYTHON = ("env", f"PYTHONPATH={UNPACKED}/usr/lib/python3/dist-packages", "/usr/bin/python3")
-OURS = re.compile(r"LSMPY-|[ :](MARK|OUT|CHOOSE|POLICY)-")
+OURS = re.compile(r"LSMPY-|[ :](MARK|OUT|IN|CHOOSE|POLICY)-")
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>system</type><listen>unix:path={socket}</listen><auth>EXTERNAL</auth>
@@ -42,18 +43,32 @@ def theirs(router: Rig) -> list[str]:
     return found + router.shell("nft -s list ruleset inet\n").splitlines()
 
 
+def _having(backend: str, place: Path) -> tuple[str, ...]:
+    """What to put before a program, to which `iptables` shall be this one, as update-alternatives(1) would have it."""
+    links = place / "alternatives"
+    shutil.copytree("/etc/alternatives", links, symlinks=True)
+    for tool in ("iptables", "ip6tables"):
+        for what in ("", "-save", "-restore"):
+            link = links / f"{tool}{what}"
+            link.unlink()
+            link.symlink_to(f"/usr/sbin/{tool}-{backend}{what}")
+    return ("unshare", "--mount", "sh", "-ec", 'mount --bind "$0" /etc/alternatives; exec "$@"', str(links))
+
+
 class Ufw:
     """ufw with files of its own, letting the first LAN through."""
 
-    def __init__(self, router: Rig, place: Path) -> None:
+    def __init__(self, router: Rig, place: Path, backend: str) -> None:
         self._router = router
+        place.mkdir()
         for name in ("etc", "lib", "usr/share/ufw"):
             shutil.copytree(UNPACKED / name, place / name, symlinks=True)
         # As its package's postinst does.
         samples = place / "usr/share/ufw"
         for sample in (*samples.glob("iptables/*.rules"), *samples.glob("*.init"), samples / "ufw.conf"):
             shutil.copy(sample, place / "etc/ufw")
-        self._argv = (*_PYTHON, str(UNPACKED / "usr/sbin/ufw"), f"--rootdir={place}", f"--datadir={place}")
+        program = (*_having(backend, place), *_PYTHON, str(UNPACKED / "usr/sbin/ufw"))
+        self._argv = (*program, f"--rootdir={place}", f"--datadir={place}")
         self("route", "allow", "in", "on", "eth0")
 
     def __call__(self, *words: str) -> str:
@@ -63,11 +78,12 @@ class Ufw:
 class Firewalld:
     """firewalld with a bus and files of its own: the LANs in zone internal, the ISPs in zone external."""
 
-    def __init__(self, router: Rig, place: Path, backend: str) -> None:
+    def __init__(self, router: Rig, place: Path, frontend: str, backend: str) -> None:
         self._router, self._system = router, place / "firewalld"
+        self._having = _having(backend, place)
         shutil.copytree(UNPACKED / "etc/firewalld", self._system)
         file = self._system / "firewalld.conf"
-        file.write_text(file.read_text().replace("FirewallBackend=nftables", f"FirewallBackend={backend}"))
+        file.write_text(file.read_text().replace("FirewallBackend=nftables", f"FirewallBackend={frontend}"))
         bus = place / "bus"
         bus.with_suffix(".conf").write_text(_BUS.format(socket=bus))
         self._bus = ("env", f"DBUS_SYSTEM_BUS_ADDRESS=unix:path={bus}")
@@ -80,6 +96,7 @@ class Firewalld:
     def start(self) -> None:
         """Have it load all its rules."""
         argv = [
+            *self._having,
             *self._bus,
             *_PYTHON,
             str(UNPACKED / "usr/sbin/firewalld"),
@@ -103,6 +120,60 @@ class Firewalld:
 
     def _cmd(self, *words: str) -> tuple[str, ...]:
         return (*self._bus, *_PYTHON, str(UNPACKED / "usr/bin/firewall-cmd"), *words)
+
+
+# By a reset in IPv6, as an ICMPv6 error is there while connect() is still at work, overlooks it and tries again in 1 s.
+_FAIL2BAN = {
+    "action.d/iptables": "[Init?family=inet6]\nblocktype = REJECT --reject-with tcp-reset -p tcp\n",
+    "fail2ban": "[DEFAULT]\nlogtarget = STDOUT\ndbfile = {place}/bans.sqlite3\n",
+    "jail": """[sshd]
+port = {port}
+logpath = {place}/auth.log
+backend = polling
+maxretry = 3
+action = iptables-multiport[name=sshd, port={port}]
+         iptables-multiport[name=behind, port={port}, chain=FORWARD]
+""",
+}
+
+
+class Fail2ban:
+    """fail2ban with files of its own: the jail that Debian switches on, of a port here and behind the router."""
+
+    def __init__(self, router: Rig, place: Path, backend: str, port: int) -> None:
+        self._router, self._log = router, place / "auth.log"
+        system = place / "fail2ban"
+        shutil.copytree(UNPACKED / "etc/fail2ban", system)
+        for name, text in _FAIL2BAN.items():
+            (system / f"{name}.local").write_text(text.format(port=port, place=place))
+        self._log.touch()
+        files = (f"--conf={system}", f"--socket={place}/fail2ban.sock", f"--pidfile={place}/fail2ban.pid")
+        server, client = (str(UNPACKED / f"usr/bin/fail2ban-{part}") for part in ("server", "client"))
+        self._server = (*_having(backend, place), *_PYTHON, server, *files, "-f", "start")
+        self._client = (*_PYTHON, client, *files)
+        self._running: command.Running | None = None
+
+    def start(self) -> None:
+        """Have it ban again whom it has banned before."""
+        self._running = self._router.lab.start(ROUTER, self._server, print)
+        wait_until(lambda: self._router.anyhow(*self._client, "ping").status == 0, what="fail2ban")
+
+    def stop(self) -> None:
+        """End it; it takes its rules with it."""
+        assert self._running
+        self._running.stop()
+
+    def __call__(self, *words: str) -> None:
+        """What an administrator says to it."""
+        self._router.lab.run(ROUTER, *self._client, *words)
+
+    def read(self, *addresses: str) -> None:
+        """Let it find in its log that these have tried too often."""
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        said = "Failed password for root from {} port 22 ssh2"
+        failed = [f"{now} router sshd[{pid}]: {said.format(each)}\n" for pid, each in enumerate(addresses, 1)]
+        with self._log.open("a") as log:
+            log.writelines(failed * 3)
 
 
 CONTAINER = "container"  # its namespace

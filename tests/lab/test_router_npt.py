@@ -11,6 +11,7 @@ import pytest
 
 from lsmpy.flows import LongFlows, Proto
 from lsmpy.lab import INTERNET, ROUTER, lan_node, wait_until
+from tests.lab.others import OURS, theirs
 from tests.lab.router_kit import LAN, Rig, Talk, configuration, rig
 
 pytestmark = pytest.mark.lab
@@ -173,12 +174,21 @@ def test_a_prefix_for_each_lan(tmp_path: Path) -> None:
         assert router.foreign() == 0
 
 
-@pytest.mark.parametrize(("kind", "options"), [("none", ""), ("npt-stateless", "tiers")])
-def test_the_script_does_the_same(tmp_path: Path, kind: str, options: str) -> None:
-    with rig(tmp_path, translating(kind, options=options), server=False) as router:
-        for _ in range(2):
-            router.shell(router.reconfig("--dry-run").out)
-            assert router.reconfig("--diff").out == ""
+@pytest.mark.parametrize(
+    ("kinds", "options"),
+    [
+        (["none"], ""),
+        (["npt-stateless", "npt"], "tiers"),
+        (["npt-stateless", "npt"], 'flush = "own"\nbalance = "hash"\nmark_mask = 0xffffffff'),
+    ],
+)
+def test_the_script_does_the_same(tmp_path: Path, kinds: list[str], options: str) -> None:
+    with rig(tmp_path, translating(kinds[0], options=options), server=False) as router:
+        for kind in kinds:
+            router.configure(translating(kind, options=options))
+            for _ in range(2):
+                router.shell(router.reconfig("--dry-run").out)
+                assert router.reconfig("--diff").out == ""
 
 
 # -- by packet -----------------------------------------------------------------------------------------------
@@ -237,3 +247,63 @@ def test_packets_are_translated_without_a_memory(
         assert (router.idle(), "NOTRACK" in "".join(router.dump())) == (True, False)
         assert ask(router, LANS[LAN]) == [f"ISP2 {outside('ISP2', LANS[LAN])}"] * 2
         assert router.foreign() == 0
+
+
+# Of somebody who counts, who marks what the LANs send for a queue, and who lets in nothing but what is not tracked.
+BESIDE = """*raw
+:COUNT - [0:0]
+-A PREROUTING -i eth0 -j COUNT
+-A COUNT -d {server} -m comment --comment sent
+-A OUTPUT -o eth9 -j NOTRACK
+COMMIT
+*mangle
+-A {hook} -i eth0 -j MARK --set-xmark 0x80000/0xff0000
+-A POSTROUTING -s 2001:db8:100::/40 -d {server} -m mark --mark 0x80000/0xff0000 -m comment --comment left
+COMMIT
+*nat
+-A POSTROUTING -o eth9 -j MASQUERADE
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+-A FORWARD -i eth0 -j ACCEPT
+-A FORWARD -d fd00:a::/32 -m conntrack --ctstate UNTRACKED -j ACCEPT
+COMMIT
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "hook", "first"),
+    [
+        ("nft", 'flush = "own"\nbalance = "hash"\nmark_mask = 0xffffffff', "FORWARD", "others"),
+        ("legacy", 'flush = "own"', "PREROUTING", "lsmpy"),
+    ],
+)
+def test_packets_are_translated_beside_others(
+    tmp_path: Path, backend: str, options: str, hook: str, first: str
+) -> None:
+    text = translating("npt-stateless", backend, options)
+    if "hash" not in options:
+        text = text.replace('name = "ISP2"\n', 'name = "ISP2"\ntier = 2\n')
+    with rig(tmp_path, text, "ISP2") as router:
+        server = str(router.lab.server[6])
+        router.listen(lan_node(LAN), 7000)
+        if first == "lsmpy":
+            router.rebuild()
+        beside = BESIDE.format(hook=hook, server=server)
+        router.shell(f"ip6tables-{backend}-restore --noflush <<'END'\n{beside}END\n")
+        left = theirs(router)
+        for down, up in (ISPS, ISPS[::-1]):
+            router.say(down, "down")
+            router.say(up, "up")
+            router.rebuild()
+            assert (router.idle(), theirs(router)) == (True, left)
+            assert ask(router, LANS[LAN]) == [f"{up} {neutral(up, LANS[LAN])}"] * 2
+            assert calls(router, *((isp, neutral(isp, LANS[LAN])) for isp in (up, down))) == [server, REFUSED]
+        saved = router.shell(f"ip6tables-{backend}-save -c\n")
+        sent, gone = (int(found[1]) for found in re.finditer(r"\[(\d+):.*--comment (?:sent|left)", saved))
+        assert sent == gone > 20, saved
+        assert "fd00:a:" not in router.lab.run(ROUTER, "conntrack", "-L", "-f", "ipv6")
+        assert router.foreign() == 0
+        router.rebuild("--clear")
+        assert theirs(router) == left
+        assert [line for line in router.dump() if OURS.search(line) or " proto 76" in line] == []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lsmpy.lab import INTERNET, PORT, ROUTER, lan_node, wait_until
-from lsmpy.model import FAMILIES
-from tests.lab.others import CONTAINER, OURS, PUBLISHED, Firewalld, Ufw, docker, theirs
+from lsmpy.model import FAMILIES, Family
+from tests.lab.others import CONTAINER, OURS, PUBLISHED, Fail2ban, Firewalld, Ufw, docker, theirs
 from tests.lab.router_kit import Rig, Talk, configuration, rig, source
 
 ISPS = {"ISP1", "ISP2"}
@@ -29,14 +31,15 @@ def shared_out(router: Rig, isps: set[str] = ISPS) -> None:
     assert router.foreign() == 0
 
 
-def test_ufw_lives_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_ufw_lives_on(tmp_path: Path, backend: str) -> None:
     """It starts before us and after us, begins anew, and ends."""
-    with rig(tmp_path, configuration(router=OWN)) as router:
-        ufw = Ufw(router, tmp_path / "ufw")
+    with rig(tmp_path, configuration(router=OWN, backend=backend)) as router:
+        ufw = Ufw(router, tmp_path / "ufw", backend)
         for words in ("--force enable", "reload", "disable", "--force enable"):
             ufw(*words.split())
             left = theirs(router)
-            assert "ufw-before-input" in "".join(left)
+            assert "ufw-before-input" in router.shell(f"iptables-{backend}-save\n")
             router.rebuild()
             assert theirs(router) == left
             shared_out(router)
@@ -46,20 +49,23 @@ def test_ufw_lives_on(tmp_path: Path) -> None:
         assert ours(router) == []
 
 
-@pytest.mark.parametrize("backend", ["nftables", "iptables"])
-def test_firewalld_lives_on(tmp_path: Path, backend: str) -> None:
-    """With either backend it throws away all of iptables when it starts and reloads; the daemon is told of that."""
-    with rig(tmp_path, configuration(router=OWN)) as router:
-        firewalld = Firewalld(router, tmp_path, backend)
+@pytest.mark.parametrize(("frontend", "backend"), [("nftables", "nft"), ("iptables", "nft"), ("iptables", "legacy")])
+def test_firewalld_lives_on(tmp_path: Path, frontend: str, backend: str) -> None:
+    """With either backend it throws away all of iptables when it starts and reloads, which nft tells the daemon."""
+    with rig(tmp_path, configuration(router=OWN, backend=backend)) as router:
+        firewalld = Firewalld(router, tmp_path, frontend, backend)
         firewalld.start()
         left = theirs(router)
-        assert "FWD_internal" in "".join(left)
+        listing = "nft list ruleset" if frontend == "nftables" else f"iptables-{backend}-save"
+        assert "FWD_internal" in router.shell(f"{listing}\n")
         with router.watching() as watcher:
             assert theirs(router) == left
             shared_out(router)
             for act in (firewalld.reload, firewalld.stop, firewalld.start):
                 known = len(watcher.rebuilds)
                 act()
+                if backend == "legacy":
+                    router.say("ISP1", "up")  # the kernel tells nothing; this wakes the daemon before its time
                 wait_until(lambda: len(watcher.rebuilds) > known, what="our rules to be back")  # noqa: B023
                 wait_until(lambda: router.reconfig("--diff").out == "", what="our rules to be there")
                 assert ("FWD_internal" in "".join(theirs(router))) == (act != firewalld.stop)
@@ -69,6 +75,84 @@ def test_firewalld_lives_on(tmp_path: Path, backend: str) -> None:
         assert router.reconfig("--clear").status == 0
         assert theirs(router) == left
         assert ours(router) == []
+
+
+SSH, INNER = 7000, 7001  # the router's, and that of a host behind it
+BEHIND = f"""
+iptables-{{backend}} -t nat -A PREROUTING -p tcp --dport {INNER} -j DNAT --to-destination 192.168.1.1:{SSH}
+ip6tables-{{backend}} -t nat -A PREROUTING -p tcp --dport {INNER} -j DNAT --to-destination [fd00:a:0:1::2]:{SSH}
+"""
+STRANGERS: dict[Family, tuple[str, str]] = {
+    4: ("198.51.100.66", "198.51.100.67"),
+    6: ("2001:db8:66::66", "2001:db8:66::67"),
+}
+
+
+def kept_out(router: Rig) -> set[str]:
+    """Who in the internet is refused by the router and the host behind it, by each ISP; all others get in by each."""
+    heard: dict[str, set[str]] = {each: set() for family in FAMILIES for each in STRANGERS[family]}
+    calls = [
+        Talk(source(isp, family), "tcp", each, port=port)
+        for family in FAMILIES
+        for each in STRANGERS[family]
+        for isp in ISPS
+        for port in (SSH, INNER)
+    ]
+    for call, said in zip(calls, router.talk(INTERNET, calls), strict=True):
+        heard[call.address].add(said)
+    assert all(said in ({each}, {"[Errno 111] Connection refused"}) for each, said in heard.items()), heard
+    return {each for each, said in heard.items() if said != {each}}
+
+
+@pytest.mark.parametrize(("backend", "first"), [("nft", "fail2ban"), ("legacy", "lsmpy")])
+def test_fail2ban_lives_on(tmp_path: Path, backend: str, first: str) -> None:
+    """Whom it bans is refused by the ISP that was called, and nobody else is, whoever starts, changes and ends when."""
+    one, two = zip(*STRANGERS.values(), strict=True)
+    banning = re.compile(r"^-A (f2b-\w+) -s (\S+)/\d+ (?:-p tcp )?-j REJECT", re.MULTILINE)
+    with rig(tmp_path, configuration(router=OWN, backend=backend), "ISP1") as router:
+        router.shell(BEHIND.format(backend=backend))
+        router.shell("echo 0 >/proc/sys/net/ipv4/icmp_ratelimit\n")  # or each refusal is told a second later
+        router.lab.shell(INTERNET, "".join(f"ip addr add {each} dev lo\n" for each in (*one, *two)))
+        for node in (ROUTER, lan_node("dev")):
+            router.listen(node, SSH)
+        before = theirs(router)
+        fail2ban = Fail2ban(router, tmp_path, backend, SSH)
+
+        def await_bans(of: set[str]) -> None:
+            rules = {(f"f2b-{jail}", each) for jail in ("sshd", "behind") for each in of}
+            saves = f"iptables-{backend}-save -t filter\nip6tables-{backend}-save -t filter\n"
+            wait_until(lambda: {*banning.findall(router.shell(saves))} == rules, what=f"{rules} to be there")
+
+        if first == "lsmpy":
+            router.rebuild()
+        fail2ban.start()
+        fail2ban.read(*one)
+        await_bans({*one})
+        router.rebuild()
+        assert kept_out(router) == {*one}
+        acts: list[tuple[Callable[[], None], set[str]]] = [
+            (partial(fail2ban, "set", "sshd", "banip", *two), {*one, *two}),
+            (partial(fail2ban, "unban", *one), {*two}),
+            (partial(fail2ban, "reload", "--restart"), {*two}),
+            (fail2ban.stop, set()),
+            (fail2ban.start, {*two}),
+        ]
+        for number, (act, banned) in enumerate(acts):
+            act()
+            await_bans(banned)
+            left = theirs(router)
+            assert router.reconfig("--diff").out == "", "of ours nothing is lost"
+            assert kept_out(router) == banned
+            router.say("ISP2", ("down", "up")[number % 2])
+            router.rebuild()
+            assert theirs(router) == left
+            assert kept_out(router) == banned
+            shared_out(router, (ISPS - {"ISP2"}, ISPS)[number % 2])
+        assert router.reconfig("--clear").status == 0
+        assert theirs(router) == left
+        assert ours(router) == []
+        fail2ban.stop()
+        assert theirs(router) == before
 
 
 BALANCED = '[[lan]]\nname = "docker"\ninterface = "docker0"\naddress = "auto"\n'
@@ -345,6 +429,34 @@ def test_a_table_that_only_nft_can_read_is_named(tmp_path: Path) -> None:
         assert "iptables-save cannot read the table mangle" in result.err
         assert "Nothing was changed" in result.err
         assert router.shell("nft list ruleset\n") == before
+
+
+# Of somebody who keeps conntrack from the ports that a set names.
+NFT_RAW = """
+add table {family} raw
+add set {family} raw untracked {{ type inet_service; }}
+add chain {family} raw PREROUTING {{ type filter hook prerouting priority raw; }}
+add rule {family} raw PREROUTING udp dport @untracked notrack
+"""
+
+
+@pytest.mark.parametrize("options", [OWN, ""])
+def test_a_table_that_only_nft_can_read_does_no_harm_where_we_have_nothing(tmp_path: Path, options: str) -> None:
+    with rig(tmp_path, configuration(router=options)) as router:
+        for family in ("ip", "ip6"):
+            router.shell(f"nft -f - <<'END'\n{NFT_RAW.format(family=family)}END\n")
+        raw = "nft list table ip raw\nnft list table ip6 raw\n"
+        before = router.shell(raw)
+        router.rebuild()
+        assert router.idle()
+        shared_out(router)
+        router.rebuild("--clear")
+        assert router.shell(raw) == before
+        stateless = configuration(router=f'{options}\nbalance = "hash"\nmark_mask = 0xffffffff', ipv6="npt-stateless")
+        router.configure(stateless)
+        result = router.reconfig()
+        assert result.status == 1
+        assert "cannot read the table raw" in result.err
 
 
 @pytest.mark.parametrize(("backend", "other"), [("nft", "legacy"), ("legacy", "nft")])

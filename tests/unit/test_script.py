@@ -31,6 +31,9 @@ PLANS = {
     "none up": plan_of(router_of("[router]\nwhen_all_down = 'unreachable'\n" + isps_of(1) + LAN), text="down"),
     "dice and masks": plan_of(router_of("[router]\nbalance = 'random'\nmark_mask = 0xff00\n" + isps_of(2) + LAN)),
     "strange texts": plan_of(router_of(isps_of(2)), text="'; rm -rf / #\n$(reboot) `reboot`\n"),
+    "packet by packet": plan_of(
+        router_of("[nat]\nipv6 = 'npt-stateless'\n" + isps_of(1) + "prefix = '2001:db8:100::/56'\n" + LAN)
+    ),
     "the user's rules": plan_of(
         router_of(isps_of(2)),
         netfilter.table(
@@ -91,6 +94,15 @@ def test_it_adds_then_loads_then_removes() -> None:
     places = [text.index(f"\n{step} ") for step in ("add -4", "add -6", "load iptables nat", "load iptables mangle")]
     places += [text.index("\nload ip6tables mangle "), text.index("\nonly_rules -4 "), text.index("\nonly_routes -6 ")]
     assert places == sorted(places)
+
+
+def test_ours_in_raw_goes_unless_packets_are_translated_one_by_one() -> None:
+    """Whoever was before, without asking for a table that is not there: legacy iptables would make it."""
+    taking_out = "ip6tables-save | sed -n '/^[*]raw/,/^COMMIT/p' | grep -q '^:LSMPY-' || load ip6tables raw <<"
+    assert taking_out in script.render(PLANS["two families"])
+    assert "raw" not in script.render(PLANS["one family"])
+    assert taking_out not in (text := script.render(PLANS["packet by packet"]))
+    assert "\nload ip6tables raw <<" in text
 
 
 def test_policies_that_nobody_sets_are_kept_and_others_said() -> None:
