@@ -17,6 +17,7 @@ from lsmpy import (
     changes,
     freeing,
     guard,
+    image,
     kernel,
     marking,
     memory,
@@ -103,7 +104,7 @@ def difference(router: Router, directory: Path) -> str:
         for side, step in zip(wanted.sides, scene.steps(wanted), strict=True)
         if step
     )
-    settings = [f"-{key}={kernel.read_sysctl(key)}\n+{key}={value}\n" for key, value in _to_set(wanted)]
+    settings = [f"-{key}={image.read_sysctl(key)}\n+{key}={value}\n" for key, value in _to_set(wanted)]
     return text + ("--- settings (kernel)\n+++ settings (rebuild)\n" if settings else "") + "".join(settings)
 
 
@@ -188,11 +189,11 @@ def _switched(scene: Scene, done: Plan) -> tuple[str, ...]:
 
 
 def _to_set(wanted: Plan) -> list[tuple[str, str]]:
-    return [(key, value) for key, value in wanted.sysctls if kernel.read_sysctl(key) not in (value, None)]
+    return [(key, value) for key, value in wanted.sysctls if image.read_sysctl(key) not in (value, None)]
 
 
 def _present_sysctls(wanted: Plan) -> dict[str, str]:
-    found = {key: kernel.read_sysctl(key) for key, _ in wanted.sysctls}
+    found = {key: image.read_sysctl(key) for key, _ in wanted.sysctls}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -200,7 +201,7 @@ def _not_ready(router: Router) -> list[str]:
     warnings = [
         f"{_FORWARDING[family].replace('/', '.')} is 0: nothing of IPv{family} is forwarded; set it to 1 with sysctl"
         for family in router.families
-        if any(isp.addresses(family) for isp in router.isps) and kernel.read_sysctl(_FORWARDING[family]) == "0"
+        if any(isp.addresses(family) for isp in router.isps) and image.read_sysctl(_FORWARDING[family]) == "0"
     ]
     if router.options.flush_conntrack and not kernel.can_forget():
         warnings.append(
@@ -296,7 +297,7 @@ def _learn_spellings(scene: Scene, steps: list[Changes]) -> None:
         loaded = [table for table in step.tables if table.name in scene.extra.get(step.family, {})]
         if not loaded:
             continue
-        _, now = kernel.read(scene.backend, [step.family], [table.name for table in loaded], ())
+        _, now = image.read(scene.backend, [step.family], [table.name for table in loaded], ())
         for table in loaded:
             live = now[step.family].table(table.name)
             if not table.same_as(live.with_policies({})):
@@ -307,7 +308,7 @@ def _undo(scene: Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
     """Put back the snapshot and say how that went."""
     try:
         names = sorted({table.name for side in wanted.sides for table in side.tables})
-        _, now = kernel.read(scene.backend, scene.router.families, names, owned(scene.router))
+        _, now = image.read(scene.backend, scene.router.families, names, owned(scene.router))
         steps = []
         for family, live in scene.live.items():
             tables = tuple(live.table(name).with_policies({}) for name in names)

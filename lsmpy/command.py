@@ -88,13 +88,18 @@ class Running:
         killer.cancel()
 
 
+def which(program: str) -> str | None:
+    """The path of `program`, looked for in PATH and where administrators' tools live; None if it is not installed."""
+    return shutil.which(program, path=_PATH)
+
+
 def find(program: str) -> str:
-    """The path of `program`, looked for in PATH and where administrators' tools live.
+    """The path of `program`, which is needed.
 
     Raises:
         CommandError: it is not installed.
     """
-    if path := shutil.which(program, path=_PATH):
+    if path := which(program):
         return path
     raise CommandError([program], None, "there is no such program on this machine; install it")
 

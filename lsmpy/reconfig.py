@@ -18,7 +18,8 @@ from lsmpy import (
     apply,
     config,
     freeing,
-    kernel,
+    image,
+    iptables,
     plan,
     resolve,
     scene,
@@ -96,10 +97,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_plan(router: Router, directory: Path) -> tuple[Router, plan.Plan]:
     state.require_directory(directory)
-    router = resolve.on_machine(router, kernel.families())
+    router = resolve.on_machine(router, image.families())
     extra = {family: scene.rule_files(router, family) for family in router.families}
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps}
-    links = kernel.read_links()
+    links = image.read_links()
     # On another machine than the router, which has none of its ISPs' interfaces, all are taken for granted; but not
     # what only the router itself can know.
     here = any(isp.interface in links or isp.follows for isp in router.isps)
@@ -110,7 +111,7 @@ def _dry_plan(router: Router, directory: Path) -> tuple[Router, plan.Plan]:
 def _infix(router: Router) -> str:
     """What the script calls the chosen iptables, also where it is not installed."""
     try:
-        return kernel.find_backend(router.options.iptables).infix
+        return iptables.find(router.options.iptables).infix
     except LsmpyError:
         return "" if router.options.iptables == "auto" else f"-{router.options.iptables}"
 

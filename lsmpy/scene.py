@@ -14,7 +14,8 @@ from lsmpy import (
     changes,
     freeing,
     guard,
-    kernel,
+    image,
+    iptables,
     marking,
     memory,
     netfilter,
@@ -25,7 +26,7 @@ from lsmpy import (
     youth,
 )
 from lsmpy.changes import Changes
-from lsmpy.kernel import Backend
+from lsmpy.iptables import Backend
 from lsmpy.marking import OwnChains
 from lsmpy.model import Family, Router
 from lsmpy.netfilter import Table
@@ -88,14 +89,14 @@ def look(configured: Router, directory: Path | None) -> Scene:
     Raises:
         LsmpyError: something could not be read, or the other iptables holds rules that would meet ours.
     """
-    router = resolve.on_machine(configured, kernel.families())
+    router = resolve.on_machine(configured, image.families())
     extra = {family: rule_files(router, family) for family in router.families}
-    backend = kernel.find_backend(router.options.iptables)
-    kernel.refuse_other_backend(backend, router.families, router.options.beside_others)
+    backend = iptables.find(router.options.iptables)
+    iptables.refuse_other(backend, router.families, router.options.beside_others)
     names = {name for tables in extra.values() for name in table_names(tables)} | set(plan.OWN_TABLES)
     names |= {_RAW} if npt.stateless(router.isps) else set()
     # In raw there may be something of ours from before; whatever others have there is no hindrance.
-    links, seen = kernel.read(backend, router.families, sorted(names), owned(router), {_RAW} - names)
+    links, seen = image.read(backend, router.families, sorted(names), owned(router), {_RAW} - names)
     live = {family: _with_raw_if_ours(router, side, extra[family]) for family, side in seen.items()}
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}

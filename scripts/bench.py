@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from lsmpy import LsmpyError, apply, changes, command, config, freeing, kernel, netfilter, plan, sandbox, state, twin
+from lsmpy import LsmpyError, apply, changes, command, config, freeing, iptables, netfilter, plan, sandbox, state, twin
 from lsmpy.model import FAMILIES, Family, Router
 
 SEED = Path(__file__).resolve().parents[2] / "shared/seed/policy-routing-multihoming.txt"
@@ -127,7 +127,7 @@ def floors(router: Router, place: Path) -> None:
         BenchError: a change of state does not change what it is expected to.
     """
     frees = freeing.commands(router)
-    backend = kernel.find_backend(router.options.iptables)
+    backend = iptables.find(router.options.iptables)
     sides = {}
     for text in state.FORCES:
         states = {isp.name: state.judge(text if isp.name == "ISP2" else None) for isp in router.isps}
@@ -294,7 +294,7 @@ class Worker:
         return took
 
     def _watch(self, text: str, _: list[str]) -> float:
-        nft = kernel.find_backend(self.router.options.iptables).kind == "nft"
+        nft = iptables.find(self.router.options.iptables).kind == "nft"
         if self.commits is None:
             self.commits = queue.Queue()
             if nft:
@@ -566,7 +566,7 @@ def _main(options: argparse.Namespace) -> int:
     seed = path.read_text().replace("\xa0", "") if path.is_file() else None
     if seed is None:
         print(f"bench: the article is not at {path}, so its column stays empty; set LSMPY_SEED", file=sys.stderr)
-    backend = kernel.find_backend("auto").kind
+    backend = iptables.find("auto").kind
     machine = {
         "kernel": platform.release(),
         "iptables": command.run("iptables", "--version").strip().removeprefix("iptables "),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import apply, command, config, kernel, plan, reconfig, youth
+from lsmpy import apply, command, config, image, kernel, plan, reconfig, youth
 from lsmpy.apply import Outcome
 from lsmpy.command import CommandError
 from lsmpy.guard import GuardError
@@ -37,8 +37,9 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*words: object, **_: object) -> None:
         raise AssertionError(f"this would touch the machine: {words}")
 
-    monkeypatch.setattr(kernel, "read_links", lambda: dict(ELSEWHERE))
-    for name in ("add", "load", "drop", "write_sysctl", "read"):
+    monkeypatch.setattr(image, "read_links", lambda: dict(ELSEWHERE))
+    monkeypatch.setattr(image, "read", refuse)
+    for name in ("add", "load", "drop", "forget", "write_sysctl"):
         monkeypatch.setattr(kernel, name, refuse)
     monkeypatch.setattr(command, "start", refuse)
     monkeypatch.setattr(youth, "PATH", tmp_path / "first")
@@ -113,12 +114,9 @@ def test_what_could_not_be_done_ends_with_1_and_one_message(
 def test_a_missing_iptables_is_told(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def find(program: str) -> str:
-        raise CommandError([program], None, "there is no such program on this machine; install it")
-
     monkeypatch.setattr(kernel, "require_privilege", lambda: None)
     monkeypatch.setattr(apply, "LOCK_PATH", path.parent / "lock")
-    monkeypatch.setattr(command, "find", find)
+    monkeypatch.setattr(command, "which", lambda _: None)
     assert reconfig.main(["-c", str(path)]) == 1
     assert "iptables is not installed: there is no iptables-restore" in capsys.readouterr().err
 
@@ -165,7 +163,7 @@ def test_a_dry_run_on_another_machine_does_not_take_its_lan_for_the_routers(
 ) -> None:
     """Many a machine has an eth0; none but the router has the ISPs' interfaces."""
     lan = config.load(path).lans[0].interface
-    monkeypatch.setattr(kernel, "read_links", lambda: {lan: Link(True, True, frozenset()), **ELSEWHERE})
+    monkeypatch.setattr(image, "read_links", lambda: {lan: Link(True, True, frozenset()), **ELSEWHERE})
     assert reconfig.main(["-c", str(path), "--dry-run"]) == 0
     assert "route replace default via 10.0.1.2 dev wan1 table 250" in capsys.readouterr().out
 
@@ -174,7 +172,7 @@ def test_a_dry_run_on_the_router_sees_what_is_missing_there(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = {"wan2": Link(True, True, frozenset({"10.0.2.1", "2001:db8:2::1"})), **ELSEWHERE}
-    monkeypatch.setattr(kernel, "read_links", lambda: here)
+    monkeypatch.setattr(image, "read_links", lambda: here)
     assert reconfig.main(["-c", str(path), "--dry-run"]) == 0
     assert "up I2, down I1 (there is no interface wan1)" in capsys.readouterr().out
 
