@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, standing, state, verdict, wire
+from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, port, standing, state, verdict
 from lsmpy.herald import Herald
 from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
 from lsmpy.source import Source, load
@@ -51,7 +51,7 @@ class Daemon:
         Raises:
             ConfigError: the configuration is wrong.
             StateError: there is no state directory.
-            WireError: we may not have packet sockets.
+            PortError: we may not have packet sockets.
         """
         self._path, self._given, self._directory = path, directory, Path()
         self._probers: list[Prober] = []
@@ -247,8 +247,8 @@ class Daemon:
         herald = Herald(loaded, directory, self._herald if self._probers else None)
         self._directory, self._source, self._herald = directory, loaded, herald
         self._probers = [
-            Prober(isp, port, self._selector, old.pop(isp.name, None), loaded.find)
-            for isp, port in zip(router.isps, ports, strict=True)
+            Prober(isp, each, self._selector, old.pop(isp.name, None), loaded.find)
+            for isp, each in zip(router.isps, ports, strict=True)
         ]
         _at_once(Prober.close, list(old.values()))
         herald.follow(self._probers)
@@ -272,15 +272,15 @@ class Daemon:
         self._slack_ns = min(shortest_ms * 100_000, _MOST_SLACK_NS) * min(count, _MANY_TARGETS) // _MANY_TARGETS
 
 
-def _open(count: int, opened: contextlib.ExitStack) -> list[wire.Port]:
+def _open(count: int, opened: contextlib.ExitStack) -> list[port.Port]:
     """So many ports, which `opened` closes.
 
     Raises:
-        WireError: we may not have packet sockets.
+        PortError: we may not have packet sockets.
     """
 
-    def one(_: int) -> wire.Port:
-        return opened.enter_context(contextlib.closing(wire.Port()))
+    def one(_: int) -> port.Port:
+        return opened.enter_context(contextlib.closing(port.Port()))
 
     return _at_once(one, range(count))
 

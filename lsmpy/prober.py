@@ -12,6 +12,7 @@ from lsmpy import dial, standing, uplink, verdict, wire
 from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
 from lsmpy.model import Address, Check, Family, Isp
+from lsmpy.port import Port
 from lsmpy.uplink import Fault, Path
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Prober:
     def __init__(
         self,
         isp: Isp,
-        port: wire.Port,
+        port: Port,
         selector: selectors.BaseSelector,
         old: Prober | None = None,
         find: uplink.Find = uplink.find,

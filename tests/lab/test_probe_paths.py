@@ -80,9 +80,9 @@ def test_a_cable_that_is_out_is_down_for_that_reason_and_judged_anew_after(lab: 
 
 PORT = """
 import select, subprocess
-from lsmpy import wire
-port = wire.Port()
-port.bind("wan1", wire.ARPHRD_ETHER, ())
+from lsmpy.port import Port
+port = Port()
+port.bind("wan1", 1, ())  # ARPHRD_ETHER
 subprocess.run(["ip", *"link {}".split()], check=True)
 waiting = select.poll()
 waiting.register(port, select.POLLIN)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
 
-from lsmpy import dial, links, model, netlink, probe, prober, wire
+from lsmpy import dial, links, model, netlink, port, probe, prober, wire
 from lsmpy.links import Link, Snapshot
 
 TOML = """
@@ -104,15 +104,15 @@ class World:
         while self.sleeps and self.sleeps[0][0] <= self.now_ns:
             from_ns, until_ns, waits = self.sleeps.pop(0)
             self.now_ns = max(self.now_ns, until_ns)
-            for port in self.ports if not waits else ():
-                port.miss(from_ns, until_ns)
+            for each in self.ports if not waits else ():
+                each.miss(from_ns, until_ns)
 
     def say(self, snapshot: Snapshot, at_ns: int = 0) -> None:
         """The kernel has this, now or later, and tells of it."""
         heapq.heappush(self.changes, (at_ns or self.now_ns, next(self._turns), snapshot))
 
 
-class FakePort(wire.Port):
+class FakePort(port.Port):
     """A port whose packets go to the world, byte by byte.
 
     Attributes:
@@ -315,7 +315,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     """Put the world in the place of the kernel's."""
     for module in (prober, probe):
         monkeypatch.setattr(module, "time", world)
-    monkeypatch.setattr(wire, "Port", lambda: FakePort(world))
+    monkeypatch.setattr(port, "Port", lambda: FakePort(world))
     monkeypatch.setattr(links, "look", lambda _: world.snapshot)
     monkeypatch.setattr(netlink, "open_socket", lambda _: Kernel(world))
     monkeypatch.setattr(selectors, "DefaultSelector", lambda: Selector(world))

@@ -93,8 +93,8 @@ def test_a_path_is_thought_out_from_what_the_kernel_has_told() -> None:
     assert "netlink" not in {each.removeprefix("lsmpy.") for each in imported(MODULES["uplink"])}
 
 
-def test_only_the_wire_knows_packet_sockets() -> None:
-    assert [name for name, path in sorted(MODULES.items()) if "AF_PACKET" in path.read_text()] == ["wire"]
+def test_one_module_knows_packet_sockets() -> None:
+    assert [name for name, path in sorted(MODULES.items()) if "AF_PACKET" in path.read_text()] == ["port"]
 
 
 def test_only_the_prober_and_the_laboratory_start_programs_without_the_door() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import herald, links, probe, state, wire
+from lsmpy import herald, links, port, probe, state
 from lsmpy.events import Call
 from lsmpy.links import Link, NetlinkError, Route, Snapshot
 from lsmpy.model import Address
+from lsmpy.port import PortError
 from tests.unit import prober_kit as kit
 from tests.unit.prober_kit import MS, World, ethernet, snapshot
 
@@ -285,12 +286,12 @@ def test_a_dump_has_every_connection(house: House, caplog: pytest.LogCaptureFixt
 def test_a_reload_keeps_states_history_and_scripts(house: House) -> None:
     house.start(LIMITS + C1 + C2 + GROUP)
     house.told()
-    caller, port = house.caller, house.daemon._probers[0].port
+    caller, opened = house.caller, house.daemon._probers[0].port
     probes = house.daemon._probers[0].targets[0].counter
     house.reload(LIMITS + C1 + C2 + C2.replace("c2", "c3") + GROUP)
     house.run(1.2)
     assert house.told() == [("c3", "unknown", "up")]  # LSM tells of the group again
-    assert (house.caller, house.daemon._probers[0].port) == (caller, port)
+    assert (house.caller, house.daemon._probers[0].port) == (caller, opened)
     assert house.daemon._probers[0].targets[0].counter > probes
     assert house.export.read_text() == "c1 up\nc2 up\nc3 up\n"
 
@@ -387,24 +388,24 @@ def test_it_asks_for_the_way_with_all_that_it_is_told(house: House) -> None:
     assert {(str(target), str(source), link.name) for target, source, link in house.asked if link} == {
         ("203.0.113.1", "192.0.1.1", "wan2")
     }
-    (port,) = house.world.ports
-    assert {request[8] for request in port.requests} == {2}
-    assert {ip_address(request[12:16]) for request in port.requests} == {ip_address("192.0.1.1")}
+    (opened,) = house.world.ports
+    assert {request[8] for request in opened.requests} == {2}
+    assert {ip_address(request[12:16]) for request in opened.requests} == {ip_address("192.0.1.1")}
     assert house.caller.calls[0].argv[4] == "wan2:1"
 
 
 def test_a_neighbour_is_sent_to_itself(house: House) -> None:
     house.hop = None
     house.start(LIMITS + C1)
-    (port,) = house.world.ports
-    assert port.bound[-1] == ("wan1", 1, (ip_address("203.0.113.1"),))
+    (opened,) = house.world.ports
+    assert opened.bound[-1] == ("wan1", 1, (ip_address("203.0.113.1"),))
 
 
 def test_arp_asks_for_the_target(house: House) -> None:
     house.start(LIMITS + C1.replace("}", " check_arp=1\n}"))
-    (port,) = house.world.ports
-    assert port.requests == []
-    assert {question[24:28] for question in port.questions} == {ip_address("203.0.113.1").packed}
+    (opened,) = house.world.ports
+    assert opened.requests == []
+    assert {question[24:28] for question in opened.questions} == {ip_address("203.0.113.1").packed}
     assert house.told() == [("c1", "unknown", "up")]
 
 
@@ -442,14 +443,14 @@ def test_lsmpy_toml_s_scripts_are_told_the_same(house: House) -> None:
 
 
 def test_of_many_sockets_that_cannot_all_be_had_none_stays_open(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    def port() -> kit.FakePort:
+    def open_one() -> kit.FakePort:
         if len(house.world.ports) == 15:
-            raise wire.WireError("no more")
+            raise PortError("no more")
         return kit.FakePort(house.world)
 
-    monkeypatch.setattr(wire, "Port", port)
+    monkeypatch.setattr(port, "Port", open_one)
     many = "".join(C1.replace("c1", f"c{number}") for number in range(20))
-    with pytest.raises(wire.WireError, match="no more"):
+    with pytest.raises(PortError, match="no more"):
         house.start(LIMITS + many)
     assert len(house.world.ports) >= 15
     assert all(each.closed for each in house.world.ports)

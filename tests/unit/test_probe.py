@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import links, netlink, probe, standing, state, wire
+from lsmpy import links, netlink, port, probe, standing, state
 from lsmpy.links import Snapshot
+from lsmpy.port import PortError
 from lsmpy.probe import settle
 from lsmpy.prober import Target
 from tests.unit import prober_kit as kit
@@ -93,12 +94,12 @@ def test_each_isp_has_the_state_that_its_probes_say(house: House) -> None:
 
 def test_probes_are_spread_over_the_interval(house: House) -> None:
     house.start(isps([f"203.0.113.{n}" for n in range(1, 6)], [f"203.0.113.{n}" for n in range(1, 6)]), 0.5)
-    for port in house.world.ports:
+    for each in house.world.ports:
         for number in range(5):
-            left = [left_ns for (target, _), (left_ns, _) in port.truth.items() if target == number]
+            left = [left_ns for (target, _), (left_ns, _) in each.truth.items() if target == number]
             gaps = {round((late - early) / MS) for early, late in pairwise(left)}
             assert gaps <= {9, 10, 11}
-    second = sorted(port.truth[number, 1][0] / MS for port in house.world.ports for number in range(5))
+    second = sorted(each.truth[number, 1][0] / MS for each in house.world.ports for number in range(5))
     # Evenly, but for the tenth of an interval that the loop waits for more to do.
     assert max(late - early for early, late in pairwise(second)) <= 2.1
     assert second[-1] - second[0] == pytest.approx(9, abs=1.1)
@@ -258,7 +259,7 @@ def test_a_machine_that_slept_loses_nothing(house: House, waits: bool, caplog: p
     caplog.set_level("INFO")
     house.world.sleeps = [(house.world.now_ns + S, house.world.now_ns + 3600 * S, waits)]
     house.run(3605)
-    missed = [sum(at is None for _, at in port.truth.values()) for port in house.world.ports]
+    missed = [sum(at is None for _, at in each.truth.values()) for each in house.world.ports]
     assert all(number in ((0,) if waits else (30, 31)) for number in missed)
     assert caplog.messages == []
     assert house.says() == ["up", "up"]
@@ -271,7 +272,7 @@ def test_an_answer_after_a_sleep_makes_no_loss_of_what_was_unanswered_before_it(
     house.world.answer = lambda *_: None if 0 <= house.world.now_ns - lost_ns < 100 * MS else 100 * MS
     house.world.sleeps = [(lost_ns + 250 * MS, lost_ns + 2 * S, True)]
     house.run(3.5)
-    unanswered = [sum(at is None for _, at in port.truth.values()) for port in house.world.ports]
+    unanswered = [sum(at is None for _, at in each.truth.values()) for each in house.world.ports]
     assert min(unanswered) > 0
     assert [target.link.lost for target in house.targets] == [0, 0]
 
@@ -343,7 +344,7 @@ def test_another_configuration_is_taken_and_a_bad_one_refused(house: House, capl
     house.run(1)
     assert [each.isp.name for each in house.daemon._probers] == ["ISP1"]
     assert house.daemon._probers[0].port is first
-    assert [port.closed for port in house.world.ports] == [False, True]
+    assert [each.closed for each in house.world.ports] == [False, True]
     house.path.write_text("nonsense")
     house.daemon._reload()
     house.dead = {OWN1}
@@ -361,9 +362,9 @@ def test_a_new_configuration_without_rights_keeps_the_old_one_working(
     house.start(isps([OWN1]))
 
     def refuse() -> FakePort:
-        raise wire.WireError("no more")
+        raise PortError("no more")
 
-    monkeypatch.setattr(wire, "Port", refuse)
+    monkeypatch.setattr(port, "Port", refuse)
     house.path.write_text(isps([OWN1, OWN2], [OWN2]))
     house.daemon._reload()
     house.run(1)
@@ -372,7 +373,7 @@ def test_a_new_configuration_without_rights_keeps_the_old_one_working(
     house.run(1)
     assert house.says()[0] == "down"
     house.daemon.close()
-    assert all(port.closed for port in house.world.ports)
+    assert all(each.closed for each in house.world.ports)
 
 
 def refuse(*_: object) -> object:
@@ -393,7 +394,7 @@ def test_a_kernel_that_tells_nothing_keeps_the_old_configuration_working(
         house.path.write_text(isps([OWN2], [OWN2]).replace("wan1", "wan2"))
         house.daemon._reload()
     assert [(each.isp.interface, each.isp.check) for each in house.daemon._probers] == [("wan1", (OWN1,))]
-    assert [port.closed for port in house.world.ports] == [False, True]  # and what was opened is closed again
+    assert [each.closed for each in house.world.ports] == [False, True]  # and what was opened is closed again
     house.dead = {OWN1}
     house.run(1)
     assert house.says() == ["down", None]
