@@ -19,7 +19,6 @@ from lsmpy import (
     guard,
     image,
     kernel,
-    marking,
     memory,
     netfilter,
     plan,
@@ -29,7 +28,6 @@ from lsmpy import (
 from lsmpy.changes import Changes
 from lsmpy.freeing import Parting
 from lsmpy.kernel import KernelError, Refusal, RefusedError
-from lsmpy.marking import OwnChains
 from lsmpy.model import Family, Router
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import LOCAL_DEFAULT, Route
@@ -121,7 +119,6 @@ def clear(router: Router) -> str:
         scene = look(router, None)
         kept = memory.load_before(scene.router.families)
         whole = kept is not None and not kept.beside_others and not router.options.beside_others
-        own = None if whole else marking.own_chains(router)
         steps = []
         for family, live in scene.live.items():
             if kept and whole:
@@ -129,9 +126,9 @@ def clear(router: Router) -> str:
                 tables = tuple(side.table(name).with_policies({}) for name in names)
                 want = Side(family, tables, side.routes, side.rules)
             else:
-                want = others(live, marking.own_chains(router))
+                want = others(live)
             steps.append(changes.between(live, want))
-        _undoing(scene, steps, kept.sysctls if kept else {}, scene.live, own)
+        _undoing(scene, steps, kept.sysctls if kept else {}, scene.live, not whole)
         memory.forget_before(tables=whole)
         return _put_back(kept is not None, whole)
 
@@ -168,16 +165,15 @@ def _keep_before(scene: Scene, wanted: Plan, steps: list[Changes], replace: bool
 
     Others' rules that were left alone until now are guarded as before a first rebuild.
     """
-    if scene.own:
+    if scene.beside_others:
         memory.save_settings(_present_sysctls(wanted))
         return []
-    own = marking.own_chains(scene.router)
     if not guard.is_first(scene.live) and memory.replaced_all():
-        return guard.removed(scene.live, wanted, own, steps)
-    guard.guard(scene.live, wanted, own, replace)
+        return guard.removed(scene.live, wanted, steps)
+    guard.guard(scene.live, wanted, replace)
     kept = memory.load_before(tuple(scene.live))
     former = kept.sysctls if kept and kept.beside_others else {}
-    memory.save_before({f: others(side, own) for f, side in scene.live.items()}, _present_sysctls(wanted) | former)
+    memory.save_before({f: others(side) for f, side in scene.live.items()}, _present_sysctls(wanted) | former)
     return []
 
 
@@ -252,13 +248,13 @@ def _carry_out(scene: Scene, wanted: Plan, steps: list[Changes], warnings: list[
             steps = scene.steps(wanted)
         present = frozenset[str]().union(*(link.addresses for link in scene.links.values()))
         parts = [freeing.part(scene.router, scene.live[step.family], step, present) for step in steps]
-        kernel.load(scene.backend, [part.early for part in parts], scene.live, scene.own)
+        kernel.load(scene.backend, [part.early for part in parts], scene.live, scene.beside_others)
         for key, value in settings:
             kernel.write_sysctl(key, value)
         kernel.drop(steps)
         _forget(parts, warnings)
         loaded = {part.early.family: Side(part.early.family, part.early.tables, (), ()) for part in parts}
-        kernel.load(scene.backend, [part.late for part in parts], loaded, scene.own)
+        kernel.load(scene.backend, [part.late for part in parts], loaded, scene.beside_others)
         _learn_spellings(scene, steps)
     except LsmpyError as error:
         raise KernelError(f"{_places(scene.router, error)}{error}. {_undo(scene, wanted, old_settings)}") from error
@@ -312,11 +308,11 @@ def _undo(scene: Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
         steps = []
         for family, live in scene.live.items():
             tables = tuple(live.table(name).with_policies({}) for name in names)
-            if own := scene.own:
-                tables = tuple(beside.ours(table, own) for table in tables)
-            former = among_others(now[family], Side(family, tables, live.routes, live.rules), scene.own)
+            if scene.beside_others:
+                tables = tuple(beside.ours(table) for table in tables)
+            former = among_others(now[family], Side(family, tables, live.routes, live.rules), scene.beside_others)
             steps.append(changes.between(now[family], former))
-        _undoing(scene, steps, settings, now, scene.own)
+        _undoing(scene, steps, settings, now, scene.beside_others)
     except LsmpyError as error:
         return f"Putting the former state back failed too ({error}): see what stands with lsmpy-reconfig --diff"
     return "What was already done has been undone: the router is as it was before"
@@ -327,12 +323,12 @@ def _undoing(
     steps: list[Changes],
     settings: Mapping[str, str],
     now: Mapping[Family, Side],
-    own: OwnChains | None,
+    beside_others: bool,
 ) -> None:
     for refusal in kernel.add(steps):
         log.warning("not put back: '%s': %s", refusal.item.words(), refusal.why)
     # Marks before translations: nothing may be marked for an ISP whose NAT is gone.
-    kernel.load(scene.backend, [_reversed(step) for step in steps], now if own else None, own)
+    kernel.load(scene.backend, [_reversed(step) for step in steps], now if beside_others else None, beside_others)
     for key, value in settings.items():
         kernel.write_sysctl(key, value)
     kernel.drop(steps)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Container
+from collections.abc import Collection
 from itertools import pairwise
 
 from lsmpy import netfilter
-from lsmpy.marking import KINDS
 from lsmpy.netfilter import BUILTIN, PREFIX, Chain, Table
 
 _HOOKS = "|".join(sorted({name for names in BUILTIN.values() for name in names}))
@@ -20,7 +19,7 @@ _LAST_IN = "nat"
 _QUOTED = re.compile(r'"(\\.|[^"\\])*"')
 
 
-def beside(live: Table, want: Table, own: Container[str]) -> Table:
+def beside(live: Table, want: Table) -> Table:
     """The table as it is, with our chains and the jumps to them as they shall be.
 
     A jump that is there stays in its place: others put theirs first too, and nobody gains by a fight about that. One
@@ -30,9 +29,8 @@ def beside(live: Table, want: Table, own: Container[str]) -> Table:
     Args:
         live: what the kernel holds.
         want: our chains and, in the built-in ones, our jumps.
-        own: which chains are ours by the configuration; besides, those are that only ours lead to.
     """
-    gone = {name for name in _ours(live, own) if not want.has(name)}
+    gone = {name for name in _ours(live) if not want.has(name)}
     jumps = {chain.name: chain.rules for chain in want.chains if chain.name in BUILTIN[want.name]}
     others = []
     for chain in live.chains:
@@ -45,14 +43,14 @@ def beside(live: Table, want: Table, own: Container[str]) -> Table:
     return netfilter.table(live.name, [*others, *(chain for chain in want.chains if chain.name not in jumps)])
 
 
-def without(live: Table, own: Container[str]) -> Table:
+def without(live: Table) -> Table:
     """The table as it is but for our chains and the jumps to them."""
-    return beside(live, netfilter.table(live.name), own)
+    return beside(live, netfilter.table(live.name))
 
 
-def ours(live: Table, own: Container[str]) -> Table:
+def ours(live: Table) -> Table:
     """Our chains in a table and, in the built-in ones, our jumps: what `beside` puts back among others'."""
-    names = _ours(live, own)
+    names = _ours(live)
     chains = [
         Chain(chain.name, None, tuple(rule for rule in chain.rules if chain.name in names or _JUMP.fullmatch(rule)))
         for chain in live.chains
@@ -61,12 +59,12 @@ def ours(live: Table, own: Container[str]) -> Table:
     return netfilter.table(live.name, chains)
 
 
-def edit(live: Table, want: Table, own: Container[str]) -> str:
+def edit(live: Table, want: Table) -> str:
     """The text for `iptables-restore --noflush` that makes of `live` what `beside` has made of it, in one commit.
 
     It declares, and thereby empties, none but our chains; of others it names the rules alone that led to what goes.
     """
-    names = _ours(live, own) | _ours(want, own)
+    names = _ours(live) | _ours(want)
     before = {chain.name: chain for chain in live.chains}
     filled = [chain for chain in want.chains if chain.name in names and chain != before.get(chain.name)]
     gone = [name for name in before if not want.has(name)]
@@ -82,11 +80,9 @@ def edit(live: Table, want: Table, own: Container[str]) -> str:
     return "".join(f"{line}\n" for line in (f"*{want.name}", *lines, "COMMIT"))
 
 
-def _ours(table: Table, own: Container[str]) -> frozenset[str]:
+def _ours(table: Table) -> frozenset[str]:
     """The names of our chains in a table, those of ISPs and LANs that are configured no more among them."""
-    named = {chain.name for chain in table.chains if chain.name in own}
-    led_to = {_target(rule) for chain in table.chains if chain.name.startswith(PREFIX) for rule in chain.rules}
-    return frozenset(named | {name for name in led_to if name.startswith(KINDS) and table.has(name)})
+    return frozenset(chain.name for chain in table.chains if chain.name.startswith(PREFIX))
 
 
 def _kept(chain: Chain, wanted: Collection[str], gone: Collection[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -58,9 +58,9 @@ class Changes(Struct, frozen=True):
         parts = [netfilter.part(live.table(table.name), table) for table in self.tables]
         return netfilter.render(parts) if all(part.chains for part in parts) else ""
 
-    def edit_text(self, live: Side, own: Container[str]) -> str:
-        """The same where others' chains are to be left alone and `own` tells which are ours (`beside`)."""
-        return "".join(beside.edit(live.table(table.name), table, own) for table in self.tables)
+    def edit_text(self, live: Side) -> str:
+        """The same where others' chains are to be left alone (`beside`)."""
+        return "".join(beside.edit(live.table(table.name), table) for table in self.tables)
 
 
 def add_text(routes: Iterable[Route], rules: Iterable[Rule]) -> str:

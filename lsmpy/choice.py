@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from lsmpy import buckets, netfilter, shares, tree
 from lsmpy.model import Family, Isp, Lan, Router
-from lsmpy.netfilter import PREFIX, Chain
+from lsmpy.netfilter import CHOOSE, MARK, PREFIX, Chain
 from lsmpy.tree import Block
 
 OWN = f"{PREFIX}CHOOSE"  # the choice for what the router itself begins
@@ -43,7 +43,7 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
         isps: those that carry it.
         candidates: those of them that may get new connections now; all of one tier.
     """
-    names = [f"CHOOSE-{lan.name}" for lan in lans] + [OWN] * (router.options.local_traffic == "balance")
+    names = [f"{CHOOSE}{lan.name}" for lan in lans] + [OWN] * (router.options.local_traffic == "balance")
     if by_rule(isps):
         return []
     if not candidates:
@@ -57,7 +57,7 @@ def chains(router: Router, family: Family, lans: list[Lan], isps: list[Isp], can
 
 
 def _cascade(chain: str, candidates: Isps, tests: tuple[tuple[int, str], ...]) -> Chain:
-    return Chain(chain, None, tuple(f"-A {chain} {test}-g MARK-{candidates[place].name}" for place, test in tests))
+    return Chain(chain, None, tuple(f"-A {chain} {test}-g {MARK}{candidates[place].name}" for place, test in tests))
 
 
 @lru_cache
@@ -93,7 +93,7 @@ def _hash(family: Family, mask: int, tier: Isps, candidates: Isps) -> list[Chain
     digest = f"-j HMARK {prefixes} --hmark-rnd {_SEED:#x} --hmark-mod {buckets.BUCKETS} --hmark-offset 0"
     up = frozenset(place for place, isp in enumerate(tier) if isp in candidates)
     owners = buckets.owners(tuple(isp.weight for isp in tier), up)
-    found = _find(owners, tuple(f"MARK-{isp.name}" for isp in tier))
+    found = _find(owners, tuple(f"{MARK}{isp.name}" for isp in tier))
     if mask == _ALL:
         return [_chain("HASH", digest, f"-g {PREFIX}BUCKETS"), *found]
     dice = _cascade(f"{PREFIX}DICE", candidates, _random(tuple(isp.weight for isp in candidates)))

@@ -16,7 +16,7 @@ from lsmpy import marking, netfilter
 from lsmpy.changes import Changes
 from lsmpy.marking import DOWN, LEFT
 from lsmpy.model import Family, Router
-from lsmpy.netfilter import Chain, Table
+from lsmpy.netfilter import MARK, Chain, Table
 from lsmpy.plan import Side
 
 Commands = Mapping[tuple[Family, str], tuple[str, ...]]  # for each family and ISP
@@ -94,7 +94,7 @@ def out_of_service(router: Router, live: Mapping[Family, Side]) -> set[str]:
 
 
 def _isp(rule: str) -> str:
-    return rule.split()[-1].removeprefix("MARK-")
+    return rule.split()[-1].removeprefix(MARK)
 
 
 def _gone(live: Table, want: Table) -> frozenset[str]:

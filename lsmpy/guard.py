@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 from lsmpy import LsmpyError, memory
 from lsmpy.changes import Changes
@@ -28,23 +28,23 @@ def is_first(live: Mapping[Family, Side]) -> bool:
     return not tagged and not any(rule.protocol == PROTOCOL for side in live.values() for rule in side.rules)
 
 
-def _foreign(side: Side, wanted: Side, own: Container[str]) -> list[str]:
-    """Rules that are neither in `own` chains nor in [rules], however the kernel spells those; each with its table."""
+def _foreign(side: Side, wanted: Side) -> list[str]:
+    """Rules that are neither in our chains nor in [rules], however the kernel spells those; each with its table."""
     found = []
     for table in side.tables:
         want = wanted.table(table.name)
         known = {*want.rules, *memory.spelled_rules(wanted.family, want)}
-        found += [f"-t {table.name} {r}" for r in table.rules if r not in known and not _is_ours(r, own)]
+        found += [f"-t {table.name} {r}" for r in table.rules if r not in known and not _is_ours(r)]
     return found
 
 
-def _is_ours(rule: str, own: Container[str]) -> bool:
+def _is_ours(rule: str) -> bool:
     """Whether a rule is in one of our chains, or one of the jumps into them."""
     words = rule.split()
-    return words[1] in own or (words[-2] == "-j" and words[-1].startswith(PREFIX))
+    return words[1].startswith(PREFIX) or (words[-2] == "-j" and words[-1].startswith(PREFIX))
 
 
-def guard(live: Mapping[Family, Side], wanted: Plan, own: Container[str], replace: bool) -> None:
+def guard(live: Mapping[Family, Side], wanted: Plan, replace: bool) -> None:
     """Stop before rules are thrown away that nobody gave up; what was given up once stays given up."""
     if replace:
         _warn_of_lock_out(live, wanted)
@@ -53,7 +53,7 @@ def guard(live: Mapping[Family, Side], wanted: Plan, own: Container[str], replac
     sides = kept.sides.values() if kept and not kept.beside_others else ()  # who kept others' rules gave none up
     given_up = {rule for side in sides for table in side.tables for rule in table.rules}
     for side in wanted.sides:
-        rules = [r for r in _foreign(live[side.family], side, own) if r.split(" ", 2)[2] not in given_up]
+        rules = [r for r in _foreign(live[side.family], side) if r.split(" ", 2)[2] not in given_up]
         if rules:
             more = f"\n  … and {len(rules) - _SHOWN_RULES} more" if len(rules) > _SHOWN_RULES else ""
             shown = "".join(f"\n  {rule}" for rule in rules[:_SHOWN_RULES])
@@ -79,13 +79,13 @@ def _warn_of_lock_out(live: Mapping[Family, Side], wanted: Plan) -> None:
                 )
 
 
-def removed(live: Mapping[Family, Side], wanted: Plan, own: Container[str], steps: list[Changes]) -> list[str]:
+def removed(live: Mapping[Family, Side], wanted: Plan, steps: list[Changes]) -> list[str]:
     """What others have added since and a rebuild throws away, to be named in the log."""
     warnings = []
     for side, step in zip(wanted.sides, steps, strict=True):
         now = live[side.family]
         touched = Side(side.family, tuple(now.table(table.name) for table in step.tables), (), ())
-        if rules := _foreign(touched, side, own):
+        if rules := _foreign(touched, side):
             shown = "; ".join(rules[:_SHOWN_RULES])
             warnings.append(f"removed {len(rules)} rules of IPv{side.family} that are not in [rules]: {shown}")
     return warnings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -92,7 +92,7 @@ def load(
     backend: Backend,
     steps: Iterable[Changes],
     live: Mapping[Family, Side] | None = None,
-    own: Container[str] | None = None,
+    beside_others: bool = False,
 ) -> None:
     """Load tables, each in one commit.
 
@@ -100,7 +100,7 @@ def load(
         backend: the iptables to use.
         steps: what to load.
         live: what the kernel holds, so that only the chains that differ are loaded where that is enough.
-        own: which chains are ours, if others' are to be left alone; then `live` is needed.
+        beside_others: whether others' chains are to be left alone; then `live` is needed.
 
     Raises:
         RefusedError: one was refused; what was loaded before it stays.
@@ -109,7 +109,7 @@ def load(
     for step in steps:
         if step.tables:
             had = live[step.family] if live else None
-            part = step.edit_text(had, own) if had and own else step.part_text(had) if had else ""
+            part = step.edit_text(had) if had and beside_others else step.part_text(had) if had else ""
             text, how = (part, ["--noflush"]) if part else (step.load_text(), [])
             running.append((step.family, text, command.start([backend.restore(step.family), *_LOCK_WAIT, *how], text)))
     failures, rules = [], []

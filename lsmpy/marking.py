@@ -9,9 +9,8 @@ from msgspec import Struct
 
 from lsmpy import choice, netfilter, npt, policies, sources
 from lsmpy.model import Family, Isp, Lan, Router
-from lsmpy.netfilter import PREFIX, Chain, Table
+from lsmpy.netfilter import CHOOSE, MARK, OUT, PREFIX, Chain, Table
 
-KINDS = ("MARK-", "OUT-", "IN-", "CHOOSE-", "POLICY-")  # what chains with the name of an ISP, LAN or policy begin with
 # Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
 DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
 _PRE, _OUT, _POST, _LOCAL, _STRAY = (
@@ -44,22 +43,6 @@ class Use(Struct, frozen=True):
     strays: bool = False
 
 
-class OwnChains(Struct, frozen=True):
-    """Tells which chains are ours, in every table: those of these names, and all that begin with `PREFIX`."""
-
-    names: frozenset[str]
-
-    def __contains__(self, chain: object) -> bool:
-        return chain in self.names or (isinstance(chain, str) and chain.startswith(PREFIX))
-
-
-def own_chains(router: Router) -> OwnChains:
-    """The names of all our chains."""
-    of_isps = (f"{kind}-{isp.name}" for kind in ("IN", "MARK", "OUT") for isp in router.isps)
-    of_lans = (f"CHOOSE-{lan.name}" for lan in router.lans)
-    return OwnChains(frozenset((*of_isps, *of_lans, *(f"POLICY-{policy.name}" for policy in router.policies))))
-
-
 def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapping[str, int] | None = None) -> Table:
     """The table that gives each connection its ISP, and drops what would leave by an ISP with a foreign address.
 
@@ -72,7 +55,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
     lans = [lan for lan in router.lans if family in lan.families]
     inward, found = npt.arrivals(router, isps if family == 6 else [], use.chosen, _PRE)
     own = _own(router, family, isps, use)
-    leaving = (f"-A {_POST} -o {isp.interface} -g OUT-{isp.name}" for isp in isps)
+    leaving = (f"-A {_POST} -o {isp.interface} -g {OUT}{isp.name}" for isp in isps)
     chains = [
         *(Chain(hook, None, (f"-A {hook} -j {PREFIX}{hook}",)) for hook in ("PREROUTING", "OUTPUT", "POSTROUTING")),
         Chain(_PRE, None, (*_between_lans(_PRE, family, lans), *inward, *_arriving(router, family, isps, lans, use))),
@@ -92,7 +75,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         way = [*use.chosen, *isps][0]
         chains.append(Chain(_STRAY, None, (f"-A {_STRAY} -j MARK --set-xmark {router.mark_value(way):#x}/{mask:#x}",)))
     lists = {DOWN: use.down} | ({} if use.left is None else {LEFT: use.left})
-    chains += [Chain(name, None, tuple(f"-A {name} -j MARK-{isp.name}" for isp in of)) for name, of in lists.items()]
+    chains += [Chain(name, None, tuple(f"-A {name} -j {MARK}{isp.name}" for isp in of)) for name, of in lists.items()]
     return netfilter.table("mangle", [*chains, *choice.chains(router, family, lans, isps, use.chosen)])
 
 
@@ -104,8 +87,8 @@ def _arriving(router: Router, family: Family, isps: list[Isp], lans: list[Lan], 
     yield f"-A {_PRE} {_known(router)}"
     # What conntrack calls INVALID takes no slot.
     yield f"-A {_PRE} -m conntrack ! --ctstate NEW -j RETURN"
-    yield from (f"-A {_PRE} -i {isp.interface} -g MARK-{isp.name}" for isp in isps)
-    ways = {f"-i {lan.interface} ": f"CHOOSE-{lan.name}" for lan in lans}
+    yield from (f"-A {_PRE} -i {isp.interface} -g {MARK}{isp.name}" for isp in isps)
+    ways = {f"-i {lan.interface} ": f"{CHOOSE}{lan.name}" for lan in lans}
     yield from _deciding(router, family, isps, use, _PRE, ways)
 
 
@@ -235,7 +218,7 @@ def _between_lans(chain: str, family: Family, lans: list[Lan]) -> list[str]:
 def _mark_chains(
     isp: Isp, family: Family, lans: tuple[Lan, ...], value: str, mask: int, others: int
 ) -> tuple[Chain, Chain]:
-    mark, out = f"MARK-{isp.name}", f"OUT-{isp.name}"
+    mark, out = f"{MARK}{isp.name}", f"{OUT}{isp.name}"
     mine, unset = netfilter.bits(int(value, 16), mask), netfilter.bits(0, mask)
     marking = (
         f"-A {mark} -j MARK --set-xmark {value}/{mask:#x}",

@@ -19,7 +19,9 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
 }
 
 
-PREFIX = "LSMPY-"  # of the chains that have nobody else's name in theirs
+PREFIX = "LSMPY-"  # of all our chains, and of nobody else's
+# Of those for one ISP, LAN or policy, whose name follows: 28 characters have to do (XT_EXTENSION_MAXNAMELEN).
+MARK, OUT, IN, CHOOSE, POLICY = (f"{PREFIX}{letter}-" for letter in "MOICP")
 MID_STREAM = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"  # what begins no TCP connection
 
 

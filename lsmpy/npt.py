@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from lsmpy import choice, netfilter
 from lsmpy.model import Isp, Lan, Network, Router
-from lsmpy.netfilter import PREFIX, Chain, Table
+from lsmpy.netfilter import CHOOSE, IN, PREFIX, Chain, Table
 
 STATEFUL, STATELESS = "npt", "npt-stateless"
 _PRE, _OUT, _POST = (f"{PREFIX}{hook}" for hook in ("PREROUTING", "OUTPUT", "POSTROUTING"))
@@ -169,8 +169,8 @@ def arrivals(router: Router, isps: Sequence[Isp], chosen: Sequence[Isp], chain: 
     if by_hash and chosen:
         name = f"{PREFIX}UNTRACKED"
         rules.append(f"-A {chain} -m conntrack --ctstate UNTRACKED -g {name}")
-        hashed = [f"-A {name} -i {isp.interface} -g IN-{isp.name}" for isp in isps]
-        hashed += [f"-A {name} -i {lan.interface} -g CHOOSE-{lan.name}" for lan in lans if 6 in lan.families]
+        hashed = [f"-A {name} -i {isp.interface} -g {IN}{isp.name}" for isp in isps]
+        hashed += [f"-A {name} -i {lan.interface} -g {CHOOSE}{lan.name}" for lan in lans if 6 in lan.families]
         chains += [Chain(name, None, tuple(hashed)), *(_answerable(router, isp) for isp in isps)]
     return rules, chains
 
@@ -188,7 +188,7 @@ def _answerable(router: Router, isp: Isp) -> Chain:
 
     Of errors from whoever is on the way HMARK hashes the packet inside (xt_HMARK.c), which DNPT has translated too.
     """
-    name = f"IN-{isp.name}"
+    name = f"{IN}{isp.name}"
     mark = netfilter.bits(router.mark_value(isp), router.options.mark_mask)
     rules = [f"-A {name} -j {choice.BY_HASH}", f"-A {name} -m mark --mark {mark} -j RETURN"]
     rules += [f"-A {name} -d {p.inside} {_dnpt(p.inside, p.outside)}" for p in pairs(isp, router.lans)]

@@ -13,7 +13,7 @@ from msgspec import Struct
 from lsmpy import lookups, marking, netfilter, npt, sources
 from lsmpy.marking import Use
 from lsmpy.model import Family, Isp, Options, Router, host
-from lsmpy.netfilter import Table
+from lsmpy.netfilter import MARK, Table
 from lsmpy.routing import Link, Route, Rule
 from lsmpy.state import Status
 
@@ -222,7 +222,7 @@ def used(side: Side, isps: Iterable[Isp]) -> frozenset[str]:
     tables = {rule.table for rule in side.rules if rule.priority == lookups.BY_TIER}
     chains = [chain for chain in side.table("mangle").chains if chain.name != f"{netfilter.PREFIX}PREROUTING"]
     marks = {rule.rpartition(" -g ")[2] for chain in chains for rule in chain.rules}
-    return frozenset(isp.name for isp in isps if f"MARK-{isp.name}" in marks or int(isp.table) in tables)
+    return frozenset(isp.name for isp in isps if f"{MARK}{isp.name}" in marks or int(isp.table) in tables)
 
 
 # -- settings of the interfaces ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Policies: which traffic is not balanced, and to whom it is sent instead. The first that matches wins.
 
-`LSMPY-POLICY` holds the tests of all policies in their order, `POLICY-NAME` what becomes of the traffic of one. Only
+`LSMPY-POLICY` holds the tests of all policies in their order, `LSMPY-P-NAME` what becomes of the traffic of one. Only
 the latter depends on the states. A policy of a few networks is a few rules; one of many has trees, in which a packet
 meets few rules (`tree`), and which mark it if it matches. Whoever matches none is left unmarked, and balanced.
 """
@@ -14,7 +14,7 @@ from math import prod
 
 from lsmpy import netfilter, tree
 from lsmpy.model import Family, Network, Policy, Router, lowest_bit
-from lsmpy.netfilter import PREFIX, Chain
+from lsmpy.netfilter import MARK, POLICY, PREFIX, Chain
 from lsmpy.tree import Block
 
 ENTRY, _HIT = f"{PREFIX}POLICY", f"{PREFIX}HIT"
@@ -41,10 +41,10 @@ def chains(router: Router, family: Family, usable: Collection[str]) -> list[Chai
 
 
 def _action(policy: Policy, usable: Collection[str], mask: int) -> Chain:
-    name = f"POLICY-{policy.name}"
+    name = f"{POLICY}{policy.name}"
     isp = next((each for each in policy.use if each in usable), None)
     if isp:
-        return Chain(name, None, (f"-A {name} -g MARK-{isp}",))
+        return Chain(name, None, (f"-A {name} -g {MARK}{isp}",))
     # Only the packet's mark: the connection may have its ISP as soon as there is one.
     mark = mask if policy.otherwise == "unreachable" else 0
     return Chain(name, None, (f"-A {name} -j MARK --set-xmark {mark:#x}/{mask:#x}",))
@@ -62,7 +62,7 @@ def _tests(
         services = list(_services(policy, family))
         many = prod(map(len, (*networks.values(), lans, services))) > _FEW
         long = {word: found for word, found in networks.items() if many and len(found) > 1}
-        goal, found = f"-g POLICY-{policy.name}", _trees(long, number)
+        goal, found = f"-g {POLICY}{policy.name}", _trees(long, number)
         inline = ([""] if word in long else [_test(word, net) for net in nets] for word, nets in networks.items())
         for tests in product(*inline, lans, services):
             where = f"-j {found[0].name}" if found else goal

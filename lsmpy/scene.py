@@ -16,7 +16,6 @@ from lsmpy import (
     guard,
     image,
     iptables,
-    marking,
     memory,
     netfilter,
     npt,
@@ -27,9 +26,8 @@ from lsmpy import (
 )
 from lsmpy.changes import Changes
 from lsmpy.iptables import Backend
-from lsmpy.marking import OwnChains
 from lsmpy.model import Family, Router
-from lsmpy.netfilter import Table
+from lsmpy.netfilter import PREFIX, Table
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import PROTOCOL, Link
 
@@ -63,15 +61,15 @@ class Scene(Struct, frozen=True):
         return guard.is_first(self.live)
 
     @property
-    def own(self) -> OwnChains | None:
-        """Which chains are ours, where others' are to be left alone."""
-        return marking.own_chains(self.router) if self.router.options.beside_others else None
+    def beside_others(self) -> bool:
+        """Whether others' chains are to be left alone."""
+        return self.router.options.beside_others
 
     def plan(self, refused: Mapping[str, str] | None = None) -> Plan:
         """What the kernel should hold; of ISPs whose route it has `refused`, why."""
         strays = self.first or youth.left_s() > 0
         made = plan.build(self.router, self.states, self.links, self.extra, refused, self.waiting, strays)
-        sides = tuple(among_others(self.live[side.family], side, self.own) for side in made.sides)
+        sides = tuple(among_others(self.live[side.family], side, self.beside_others) for side in made.sides)
         return msgspec.structs.replace(made, sides=sides)
 
     def steps(self, wanted: Plan) -> list[Changes]:
@@ -107,8 +105,8 @@ def look(configured: Router, directory: Path | None) -> Scene:
 
 def _with_raw_if_ours(router: Router, side: Side, extra: dict[str, Table]) -> Side:
     """Have raw rebuilt while packets are translated one by one, and once more when they are no longer."""
-    own, wanted = marking.own_chains(router), side.family == 6 and npt.stateless(router.isps)
-    if wanted or any(chain.name in own for chain in side.table(_RAW).chains):
+    wanted = side.family == 6 and npt.stateless(router.isps)
+    if wanted or any(chain.name.startswith(PREFIX) for chain in side.table(_RAW).chains):
         extra.setdefault(_RAW, netfilter.table(_RAW))
     tables = tuple(table for table in side.tables if table.name != _RAW or _RAW in extra)
     return Side(side.family, tables, side.routes, side.rules)
@@ -131,19 +129,19 @@ def owned(router: Router) -> frozenset[int]:
     return frozenset() if router.options.beside_others else frozenset(int(isp.table) for isp in router.isps)
 
 
-def among_others(live: Side, wanted: Side, own: OwnChains | None) -> Side:
+def among_others(live: Side, wanted: Side, beside_others: bool) -> Side:
     """What is wanted with what others have, where that is to be left alone."""
-    if own is None:
+    if not beside_others:
         return wanted
-    tables = tuple(beside.beside(live.table(table.name), table, own) for table in wanted.tables)
+    tables = tuple(beside.beside(live.table(table.name), table) for table in wanted.tables)
     return msgspec.structs.replace(wanted, tables=tables)
 
 
-def others(live: Side, own: OwnChains) -> Side:
+def others(live: Side) -> Side:
     """What the kernel holds but for ours."""
     return Side(
         live.family,
-        tuple(beside.without(table, own) for table in live.tables),
+        tuple(beside.without(table) for table in live.tables),
         tuple(route for route in live.routes if route.protocol != PROTOCOL),
         tuple(rule for rule in live.rules if rule.protocol != PROTOCOL),
     )
@@ -167,7 +165,7 @@ def rule_files(router: Router, family: Family) -> dict[str, Table]:
             errors.append(str(error))
             continue
         for name, table in tables.items():
-            taken = [chain.name for chain in table.chains if chain.name in marking.own_chains(router)]
+            taken = [chain.name for chain in table.chains if chain.name.startswith(PREFIX)]
             errors += [f"{path}:1: the chain {chain} is lsmpy's; give yours another name" for chain in taken]
             merged[name] = netfilter.merge(merged.get(name, netfilter.table(name)), table)
     if errors:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from lsmpy import freeing, netfilter, routing
 from lsmpy.changes import add_text
 from lsmpy.freeing import Commands
-from lsmpy.marking import DOWN, KINDS, LEFT
-from lsmpy.netfilter import BUILTIN, PREFIX, Table
+from lsmpy.marking import DOWN, LEFT
+from lsmpy.netfilter import BUILTIN, MARK, PREFIX, Table
 from lsmpy.plan import Plan, Side
 
 _RAW = "raw"
@@ -57,11 +57,11 @@ _FREE = r"""
 free() {
     commands=$(cat)
     printf '%s\n' "$1" | grep -q "^:$2 " || return 0
-    printf '%s\n' "$1" | grep -qxE -e "-A ($2|@DOWN@) -j MARK-$3" && return 0
+    printf '%s\n' "$1" | grep -qxE -e "-A ($2|@DOWN@) -j @MARK@$3" && return 0
     command -v conntrack >/dev/null || { echo "conntrack is not installed: connections stay on $3" >&2; return 0; }
     printf '%s\n' "$commands" | sh >/dev/null 2>&1 || true
 }
-""".replace("@DOWN@", DOWN)
+""".replace("@DOWN@", DOWN).replace("@MARK@", MARK)
 
 
 def render(plan: Plan, infix: str = "", commands: Commands | None = None, beside_others: bool = False) -> str:
@@ -108,8 +108,7 @@ load() {
     named() { printf '%s\n' "$wanted" | grep -qxF -- "$1"; }
     {
         printf '%s\n' "$wanted" | grep -vE -e "$jumps" -e '^:[A-Z]* KEEP' -e '^COMMIT'
-        printf '%s\n' "$live" | sed -nE -e 's/^:(@PREFIX@[^ ]*) .*/\1/p' \
-            -e 's/^-A @PREFIX@.* -[gj] ((@KINDS@)[^ ]*)$/\1/p' | sort -u | {
+        printf '%s\n' "$live" | sed -nE 's/^:(@PREFIX@[^ ]*) .*/\1/p' | {
             gone='' pattern='' seen=''
             while read -r chain; do
                 named ":$chain - [0:0]" || { gone="$gone $chain" pattern="$pattern|$chain"; }
@@ -130,7 +129,7 @@ load() {
         echo COMMIT
     } | "$1-restore" -w --noflush
 }
-""".replace("@PREFIX@", PREFIX).replace("@KINDS@", "|".join(KINDS)),
+""".replace("@PREFIX@", PREFIX),
 }
 
 

@@ -13,7 +13,7 @@ from ipaddress import collapse_addresses
 
 from lsmpy import netfilter, npt
 from lsmpy.model import Family, Isp, Lan, Network
-from lsmpy.netfilter import MID_STREAM, PREFIX, Chain, Table
+from lsmpy.netfilter import MARK, MID_STREAM, OUT, PREFIX, Chain, Table
 
 CHAIN, _LEAVING = f"{PREFIX}SOURCES", f"{PREFIX}LEAVING"
 _LINK_LOCAL = "fe80::/10"
@@ -33,7 +33,7 @@ def owned(isp: Isp, family: Family) -> tuple[Network, ...]:
 
 def choices(isps: Iterable[Isp], family: Family, chain: str) -> list[str]:
     """Rules that choose the ISP of whose networks a source is, for new connections."""
-    return [f"-A {chain} -s {net} -g MARK-{isp.name}" for isp in isps for net in owned(isp, family)]
+    return [f"-A {chain} -s {net} -g {MARK}{isp.name}" for isp in isps for net in owned(isp, family)]
 
 
 def refusals(isps: Collection[Isp], lans: tuple[Lan, ...], family: Family, usable: Collection[Isp]) -> Table:
@@ -55,7 +55,7 @@ def refusals(isps: Collection[Isp], lans: tuple[Lan, ...], family: Family, usabl
     ways: dict[str, list[str]] = {hook: [] for hook in ("FORWARD", "OUTPUT")}
     for hook, to in (("FORWARD", _LEAVING), ("OUTPUT", CHAIN)):
         ways[hook] += [f"-o {isp.interface} -j {to}" for isp in isps if owners]
-        ways[hook] += [f"-o {isp.interface} -g OUT-{isp.name}" for isp in translating]
+        ways[hook] += [f"-o {isp.interface} -g {OUT}{isp.name}" for isp in translating]
     chains = []
     for hook, found in ways.items():
         own = f"{PREFIX}{hook}"
@@ -91,7 +91,7 @@ def _not_now(networks: Iterable[Network]) -> Chain:
 
 def _of_lans(isp: Isp, lans: tuple[Lan, ...]) -> Chain:
     """By an ISP that translates prefixes, what is new leaves from the networks that have a place in them alone."""
-    chain = f"OUT-{isp.name}"
+    chain = f"{OUT}{isp.name}"
     known = (
         [f"{each.ip}/128" for each in isp.addresses(6)]
         + ["::/128", _LINK_LOCAL]

@@ -53,23 +53,23 @@ def test_mark_of_the_connection_first(article: Router) -> None:
         "-m mark ! --mark 0x0 -j RETURN",
         "-m conntrack ! --ctstate NEW -j RETURN",
     ]
-    assert all(before.index(rule) > restore + 2 for rule in before if "MARK-" in rule or "CHOOSE-" in rule)
+    assert all(before.index(rule) > restore + 2 for rule in before if "LSMPY-M-" in rule or "LSMPY-C-" in rule)
 
 
 @pytest.mark.parametrize("lan", ["dev", "rnd"])
 def test_cascade(article: Router, lan: str) -> None:
-    assert rules(side(article), "mangle", f"CHOOSE-{lan}") == [
-        "-m statistic --mode nth --every 2 --packet 0 -g MARK-ISP1",
-        "-g MARK-ISP2",
+    assert rules(side(article), "mangle", f"LSMPY-C-{lan}") == [
+        "-m statistic --mode nth --every 2 --packet 0 -g LSMPY-M-ISP1",
+        "-g LSMPY-M-ISP2",
     ]
-    assert rules(side(article, down=["ISP1"]), "mangle", f"CHOOSE-{lan}") == ["-g MARK-ISP2"]
-    assert rules(side(article, down=["ISP2"]), "mangle", f"CHOOSE-{lan}") == ["-g MARK-ISP1"]
+    assert rules(side(article, down=["ISP1"]), "mangle", f"LSMPY-C-{lan}") == ["-g LSMPY-M-ISP2"]
+    assert rules(side(article, down=["ISP2"]), "mangle", f"LSMPY-C-{lan}") == ["-g LSMPY-M-ISP1"]
 
 
 def test_answers(article: Router) -> None:
     made = side(article)
     before = rules(made, "mangle", "LSMPY-PREROUTING")
-    assert before.index("-i eth2 -g MARK-ISP1") < before.index("-i eth3 -g MARK-ISP2")
+    assert before.index("-i eth2 -g LSMPY-M-ISP1") < before.index("-i eth3 -g LSMPY-M-ISP2")
     assert rules(made, "mangle", "LSMPY-OUTPUT")[0] == (
         "-m connmark ! --mark 0x0 -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
     )
@@ -81,21 +81,21 @@ def test_the_routers_own(article: Router) -> None:
     local = rules(made, "mangle", "LSMPY-LOCAL")
     assert local[:2] == ["-s 1.1.1.1/32 -j RETURN", "-s 2.2.2.1/32 -j RETURN"]
     assert local[-1] == "-g LSMPY-CHOOSE"
-    assert rules(made, "mangle", "LSMPY-CHOOSE") == rules(made, "mangle", "CHOOSE-dev")
-    assert rules(side(article, down=["ISP1"]), "mangle", "LSMPY-CHOOSE") == ["-g MARK-ISP2"]
+    assert rules(made, "mangle", "LSMPY-CHOOSE") == rules(made, "mangle", "LSMPY-C-dev")
+    assert rules(side(article, down=["ISP1"]), "mangle", "LSMPY-CHOOSE") == ["-g LSMPY-M-ISP2"]
     assert OWN_DEFAULT.format(isp="1.1.1.2 dev eth2") in changes.between(Side(4, (), (), ()), made).add_text()
     assert "iif lo" in {rule.selector for rule in made.rules if rule.table == 76}
 
 
 def test_to_the_router(article: Router) -> None:
-    lans = ["-i eth0 -g CHOOSE-dev", "-i eth1 -g CHOOSE-rnd"]
+    lans = ["-i eth0 -g LSMPY-C-dev", "-i eth1 -g LSMPY-C-rnd"]
     to_itself = ["-m addrtype --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN"]
     assert rules(side(article), "mangle", "LSMPY-PREROUTING")[-3:] == to_itself + lans
     separate = [f"-m addrtype --dst-type {kind} -j RETURN" for kind in ("LOCAL", "MULTICAST")]
     assert rules(side(article, family=6), "mangle", "LSMPY-PREROUTING")[-6:] == [
         *separate,
-        "-s 2001:db8:0:1::/64 -g MARK-ISP1",
-        "-s 2001:db8:0:2::/64 -g MARK-ISP2",
+        "-s 2001:db8:0:1::/64 -g LSMPY-M-ISP1",
+        "-s 2001:db8:0:2::/64 -g LSMPY-M-ISP2",
         *lans,
     ]
 
@@ -108,7 +108,7 @@ def test_every_isp_keeps(article: Router, down: tuple[str, ...]) -> None:
         "-o eth3 -j SNAT --to-source 2.2.2.1",
     ]
     for name, mark in (("ISP1", "0x1"), ("ISP2", "0x2")):
-        assert rules(made, "mangle", f"MARK-{name}") == [
+        assert rules(made, "mangle", f"LSMPY-M-{name}") == [
             f"-j MARK --set-xmark {mark}/0xffffffff",
             "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
         ]
@@ -129,7 +129,7 @@ def test_main_first(article: Router) -> None:
     assert first.words() == "pref 20000 from all lookup 254 suppress_prefixlength 0 protocol 76"
     assert not any("2.2.2." in route for route in routes(made, 250))
     assert not any("1.1.1." in route for route in routes(made, 249))
-    assert rules(made, "mangle", "OUT-ISP1")[0] == (
+    assert rules(made, "mangle", "LSMPY-O-ISP1")[0] == (
         "-m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark 0x1/0xffffffff"
     )
 
@@ -147,8 +147,8 @@ def test_bound_sockets(article: Router) -> None:
 
 def test_never_a_foreign_source(article: Router) -> None:
     made = side(article)
-    assert rules(made, "mangle", "LSMPY-POSTROUTING") == ["-o eth2 -g OUT-ISP1", "-o eth3 -g OUT-ISP2"]
-    assert rules(made, "mangle", "OUT-ISP2")[1:] == [
+    assert rules(made, "mangle", "LSMPY-POSTROUTING") == ["-o eth2 -g LSMPY-O-ISP1", "-o eth3 -g LSMPY-O-ISP2"]
+    assert rules(made, "mangle", "LSMPY-O-ISP2")[1:] == [
         "-m connmark --mark 0x0 -j CONNMARK --set-xmark 0x2/0xffffffff",
         "-m connmark ! --mark 0x2 -j DROP",
         "-s 2.2.2.1/32 -j RETURN",
@@ -176,7 +176,7 @@ def test_nothing_is_flushed(article: Router) -> None:
 def test_connections_are_freed(article: Router) -> None:
     """The list that a rebuild compares with the live one, and what it runs for whom is new in it."""
     assert rules(side(article), "mangle", "LSMPY-DOWN") == []
-    assert rules(side(article, down=["ISP2"]), "mangle", "LSMPY-DOWN") == ["-j MARK-ISP2"]
+    assert rules(side(article, down=["ISP2"]), "mangle", "LSMPY-DOWN") == ["-j LSMPY-M-ISP2"]
     assert rules(side(article, down=["ISP1", "ISP2"]), "mangle", "LSMPY-DOWN") == []
     assert freeing.commands(article)[4, "ISP2"] == (
         "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
@@ -190,7 +190,7 @@ def test_mid_stream(article: Router) -> None:
     stray = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"
     before = rules(made, "mangle", "LSMPY-PREROUTING")
     for device, lan in (("eth0", "dev"), ("eth1", "rnd")):
-        assert before.index(f"-i {device} {stray} -g LSMPY-STRAY") < before.index(f"-i {device} -g CHOOSE-{lan}")
+        assert before.index(f"-i {device} {stray} -g LSMPY-STRAY") < before.index(f"-i {device} -g LSMPY-C-{lan}")
     assert rules(made, "mangle", "LSMPY-STRAY") == ["-j MARK --set-xmark 0x1/0xffffffff"]
     assert rules(side(article, down=["ISP1"]), "mangle", "LSMPY-STRAY") == ["-j MARK --set-xmark 0x2/0xffffffff"]
     # Marked, and its connection is not: that is nothing else.
@@ -210,7 +210,7 @@ def test_none_up(article: Router) -> None:
 def test_flush_chooses_none(article: Router) -> None:
     options = msgspec.structs.replace(article.options, when_all_down="flush")
     made = side(msgspec.structs.replace(article, options=options), down=["ISP1", "ISP2"])
-    assert rules(made, "mangle", "CHOOSE-dev") == rules(made, "mangle", "CHOOSE-rnd") == []
+    assert rules(made, "mangle", "LSMPY-C-dev") == rules(made, "mangle", "LSMPY-C-rnd") == []
     step = changes.between(made, side(article))
     assert [table.name for table in step.tables] == ["mangle"]
     assert (step.add_text(), step.drop_text()) == (OWN_DEFAULT.format(isp="1.1.1.2 dev eth2"), "")
@@ -243,9 +243,9 @@ def test_numbers(article: Router) -> None:
 def test_ipv6(article: Router) -> None:
     six = side(article, 6)
     assert six.table("nat") == netfilter.table("nat")
-    assert rules(six, "mangle", "CHOOSE-dev") == rules(side(article), "mangle", "CHOOSE-dev")
-    assert rules(six, "mangle", "OUT-ISP1") == [
-        *rules(side(article), "mangle", "OUT-ISP1")[:3],
+    assert rules(six, "mangle", "LSMPY-C-dev") == rules(side(article), "mangle", "LSMPY-C-dev")
+    assert rules(six, "mangle", "LSMPY-O-ISP1") == [
+        *rules(side(article), "mangle", "LSMPY-O-ISP1")[:3],
         "-g LSMPY-SOURCES",
     ]
 

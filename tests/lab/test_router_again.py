@@ -100,7 +100,7 @@ def test_the_one_that_had_to_wait_builds_the_newest_state(tmp_path: Path) -> Non
             assert router.dump() == before
         running.wait()
         assert router.idle()
-        assert "-A CHOOSE-dev -g MARK-ISP1" in router.dump()
+        assert "-A LSMPY-C-dev -g LSMPY-M-ISP1" in router.dump()
 
 
 @pytest.mark.parametrize(("backend", "what"), [("nft", list(VANDALISM)), ("legacy", list(VANDALISM)[:5])])

@@ -207,7 +207,7 @@ def test_a_rebuild_killed_before_it_frees_leaves_that_to_the_next(tmp_path: Path
         router.say("ISP2", "down")
         argv = ["sh", "-c", f'echo $$ >{place}/pid; PATH={place}:$PATH exec "$@"', "sh", *router.argv()]
         assert router.anyhow(*argv).status == -9
-        assert "-A CHOOSE-dev -g MARK-ISP1" in router.dump()
+        assert "-A LSMPY-C-dev -g LSMPY-M-ISP1" in router.dump()
         assert entries(router) == began
         assert router.reconfig("--diff").status == 1
         assert "connections of ISP2 freed" in router.rebuild()
@@ -223,7 +223,7 @@ def test_without_conntrack_the_rebuild_is_done_and_warns(tmp_path: Path) -> None
         assert result.status == 0
         assert "conntrack is not installed" in result.err
         assert "the connections of ISP2 could not be freed" in result.err
-        assert "-A CHOOSE-dev -g MARK-ISP1" in router.dump()
+        assert "-A LSMPY-C-dev -g LSMPY-M-ISP1" in router.dump()
         assert entries(router) == began
         assert router.idle()
 

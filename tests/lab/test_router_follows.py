@@ -223,7 +223,7 @@ def test_a_family_that_no_isp_has_an_address_of_is_left_to_main(tmp_path: Path) 
         router.shell("ip -6 route add default dev lo\n")
         assert "up ISP1, down ISP2 (interface eth3 has no IPv4 address)" in router.rebuild()
         lines = router.shell("ip6tables-save -t mangle\n").splitlines()
-        assert not any(line.startswith("-A CHOOSE-") for line in lines)
+        assert not any(line.startswith("-A LSMPY-C-") for line in lines)
 
 
 def test_the_script_of_a_dry_run_is_of_this_moment(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ WRONG = {
     ),
     "another format": ("iptables -A INPUT -j ACCEPT\n", 2, "v4:1: "),
     "no such chain": ("*filter\n-A NOWHERE -j ACCEPT\nCOMMIT\n", 2, "v4:2: the chain NOWHERE is not declared"),
-    "one of our chains": ("*mangle\n:MARK-ISP1 -\nCOMMIT\n", 2, "MARK-ISP1 is lsmpy's"),
+    "one of our chains": ("*mangle\n:LSMPY-M-ISP1 -\nCOMMIT\n", 2, "LSMPY-M-ISP1 is lsmpy's"),
 }
 
 

@@ -300,9 +300,9 @@ for tool in iptables-{backend} ip6tables-{backend}; do
     $tool -A f2b-sshd -j RETURN
     $tool -I INPUT -p tcp --dport 22 -j f2b-sshd
     $tool -t nat -A POSTROUTING -o eth9 -m comment --comment "leads to -j LSMPY-POSTROUTING" -j MASQUERADE
-    $tool -t mangle -N MARK-theirs
-    $tool -t mangle -A MARK-theirs -j MARK --set-xmark 0x10000/0xf0000
-    $tool -t mangle -A FORWARD -i eth9 -g MARK-theirs
+    $tool -t mangle -N MARK-ISP1
+    $tool -t mangle -A MARK-ISP1 -j MARK --set-xmark 0x10000/0xf0000
+    $tool -t mangle -A FORWARD -i eth9 -g MARK-ISP1
 done
 ip rule add pref 30000 from 10.9.9.9 lookup 250
 ip route add 10.7.0.0/16 via 1.1.1.9 table 250
@@ -334,7 +334,7 @@ def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str
             return there
 
         there = build()
-        assert {"-A FORWARD -j LSMPY-FORWARD", ":POLICY-bank -"} <= {*there}
+        assert {"-A FORWARD -j LSMPY-FORWARD", ":LSMPY-P-bank -"} <= {*there}
         # Others put a rule before ours and into ours, and have rules of their own that lead to ours, or ours twice.
         mangle = f"iptables-{backend} -t mangle"
         for rule in ("-A LSMPY-OUTPUT -o eth9 -j RETURN", "-A FORWARD -i eth8 -j LSMPY-FORWARD"):
@@ -344,8 +344,8 @@ def test_what_is_ours_no_more_goes_and_nothing_else(tmp_path: Path, backend: str
         assert router.reconfig("--diff").status == 1
         router.configure(own(backend, name="NEW"))
         text = "\n".join(build())
-        assert "MARK-NEW" in text
-        for gone in ("ISP2", "bank", "POLICY", "LSMPY-FORWARD", "LSMPY-OUTPUT -o eth9", "INPUT -j LSMPY"):
+        assert "LSMPY-M-NEW" in text
+        for gone in ("ISP2", "bank", "LSMPY-P-", "LSMPY-FORWARD", "LSMPY-OUTPUT -o eth9", "INPUT -j LSMPY"):
             assert gone not in text
         assert "-A PREROUTING -i eth9 -j RETURN\n-A PREROUTING -j LSMPY-PREROUTING\n" in text
         assert text.count("-A PREROUTING -j LSMPY-PREROUTING") == 2, "one of each family"

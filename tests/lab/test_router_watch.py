@@ -27,7 +27,7 @@ def await_verdict(watcher: Watcher, text: str, deadline_s: float = 5.0) -> None:
 
 
 def is_down(router: Rig) -> bool:
-    return "MARK-ISP2" not in "".join(line for line in router.dump() if line.startswith("-A CHOOSE-"))
+    return "LSMPY-M-ISP2" not in "".join(line for line in router.dump() if line.startswith("-A LSMPY-C-"))
 
 
 def write_like_vim(file: Path, text: str) -> None:

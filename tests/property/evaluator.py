@@ -161,7 +161,7 @@ class Netfilter:
         if target == "MARK":
             value, mask = _pair(values["--set-xmark"])
             packet.mark = packet.mark & ~mask ^ value
-            packet.sets += [value] if chain.startswith("MARK-") else []
+            packet.sets += [value] if chain.startswith("LSMPY-M-") else []
             return False
         if target == "HMARK":
             pair = sorted((int(ip_address(packet.source)), int(ip_address(packet.target))))

@@ -24,7 +24,7 @@ TEXTS = (None, "up", "down", "long_down", "", "Up", "rubbish")
 BALANCES = ("nth", "random", "hash")
 LEAVING = "LSMPY-LEAVING"
 # What the chains that depend on the states are called.
-CHOICES = ("CHOOSE-", "LSMPY-CHOOSE", "POLICY-", "LSMPY-BUCKETS", "LSMPY-DICE", "LSMPY-STRAY", "LSMPY-DOWN", LEAVING)
+CHOICES = ("LSMPY-C-", "LSMPY-CHOOSE", "LSMPY-P-", "LSMPY-BUCKETS", "LSMPY-DICE", "LSMPY-STRAY", "LSMPY-DOWN", LEAVING)
 MASKS = (0xFFFFFFFF, 0xFF00, 0xF0, 0x7)
 
 

@@ -7,18 +7,17 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsmpy import beside, changes, marking, netfilter
-from lsmpy.marking import KINDS, OwnChains
-from lsmpy.netfilter import BUILTIN, PREFIX, Chain, Table
+from lsmpy import beside, changes, netfilter
+from lsmpy.netfilter import BUILTIN, IN, MARK, OUT, PREFIX, Chain, Table
 from tests.property.routers import Scene, scenes, statuses
 
-Encounter = tuple[Table, Table, OwnChains]
+Encounter = tuple[Table, Table]
 OTHERS = ("DOCKER", "ufw-before-forward", "FWD_public", "f2b-sshd", "MARK", "LSMPY", "my-LSMPY-chain")
 TAILS = (
     "-j ACCEPT",
     "-i docker0 -j DOCKER",
     '-m comment --comment "goes to -j LSMPY-PREROUTING" -j RETURN',
-    '-m comment --comment "a \\" -g MARK-I0" -j ufw-before-forward',
+    '-m comment --comment "a \\" -g LSMPY-M-I0" -j ufw-before-forward',
     "-m mark --mark 0x40000/0xff0000",
     "-j CONNMARK --restore-mark --nfmask 0xff0000 --ctmask 0xff0000",
 )
@@ -87,7 +86,7 @@ def others_of(table: Table) -> dict[str, tuple[str | None, tuple[str, ...]]]:
     return {
         chain.name: (chain.policy, tuple(rule for rule in chain.rules if not rule.split()[-1].startswith(PREFIX)))
         for chain in table.chains
-        if not chain.name.startswith((PREFIX, *KINDS))
+        if not chain.name.startswith(PREFIX)
     }
 
 
@@ -99,40 +98,40 @@ def encounters(draw: st.DrawFn) -> Encounter:
     want = draw(st.sampled_from([table for side in now.plan().sides for table in side.tables]))
     olds = [netfilter.table(want.name), *(side.table(want.name) for side in before.plan().sides)]
     live = draw(mixed(draw(foreign(want.name)), draw(st.sampled_from(olds))))
-    return live, want, marking.own_chains(now.router)
+    return live, want
 
 
 @given(encounters())
 def test_the_edit_leads_to_ours_beside_theirs_and_touches_nothing_of_theirs(met: Encounter) -> None:
-    live, want, own = met
-    wanted = beside.beside(live, want, own)
-    after = restored(live, beside.edit(live, wanted, own))
+    live, want = met
+    wanted = beside.beside(live, want)
+    after = restored(live, beside.edit(live, wanted))
     assert after.same_as(wanted)
     assert others_of(after) == others_of(live)
-    assert beside.ours(after, own).same_as(want)
-    assert beside.beside(after, want, own).same_as(after), "the second time nothing is done"
+    assert beside.ours(after).same_as(want)
+    assert beside.beside(after, want).same_as(after), "the second time nothing is done"
 
 
 @given(encounters())
 def test_what_is_taken_out_again_leaves_theirs(met: Encounter) -> None:
-    live, want, own = met
-    there = beside.beside(live, want, own)
-    left = beside.without(there, own)
-    assert restored(there, beside.edit(there, left, own)).same_as(left)
+    live, want = met
+    there = beside.beside(live, want)
+    left = beside.without(there)
+    assert restored(there, beside.edit(there, left)).same_as(left)
     assert others_of(left) == others_of(live)
-    assert not beside.ours(left, own).rules
+    assert not beside.ours(left).rules
 
 
 @given(encounters())
 def test_what_was_ours_comes_back_after_a_failure(met: Encounter) -> None:
     """Undone: from what the new configuration has left, to the chains of the old one, among others' as they are now."""
-    live, want, own = met
-    then = beside.beside(live, want, own)
-    former = beside.beside(then, beside.ours(live, own), own)
-    after = restored(then, beside.edit(then, former, own))
+    live, want = met
+    then = beside.beside(live, want)
+    former = beside.beside(then, beside.ours(live))
+    after = restored(then, beside.edit(then, former))
     assert after.same_as(former)
     assert others_of(after) == others_of(live)
-    assert beside.ours(after, own).same_as(_once(beside.ours(live, own)))
+    assert beside.ours(after).same_as(_once(beside.ours(live)))
 
 
 def _once(table: Table) -> Table:
@@ -146,22 +145,20 @@ def _once(table: Table) -> Table:
 
 @given(scenes(), st.data())
 def test_a_change_of_state_names_nothing_but_the_chains_that_choose(scene: Scene, data: st.DataObject) -> None:
-    own = marking.own_chains(scene.router)
     for one, two in zip(scene.plan().sides, scene.plan(data.draw(statuses(scene.router))).sides, strict=True):
         for table in changes.between(one, two).tables:
-            live = beside.beside(data.draw(foreign(table.name)), one.table(table.name), own)
-            text = beside.edit(live, beside.beside(live, two.table(table.name), own), own)
+            live = beside.beside(data.draw(foreign(table.name)), one.table(table.name))
+            text = beside.edit(live, beside.beside(live, two.table(table.name)))
             named = {line.lstrip(":").split()[0 if line.startswith(":") else 1] for line in text.splitlines()[1:-1]}
-            assert all(name.startswith((PREFIX, "CHOOSE-")) for name in named), named
+            assert all(name.startswith(PREFIX) and not name.startswith((MARK, OUT, IN)) for name in named), named
 
 
 @given(scenes())
 def test_chains_that_we_leave_behind_are_known_without_the_configuration(scene: Scene) -> None:
     """When an ISP, a LAN or a policy has another name, or none."""
-    nothing = OwnChains(frozenset())
     for side in scene.plan().sides:
         for table in side.tables:
-            assert beside.ours(table, nothing).same_as(table)
+            assert beside.ours(table).same_as(table)
 
 
 @given(scenes())

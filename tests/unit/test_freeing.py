@@ -70,8 +70,8 @@ def test_a_kernel_without_our_list_frees_nothing() -> None:
 
 
 def test_names_may_look_like_our_chains() -> None:
-    router = router_of(isps_of(2).replace('"I2"', '"MARK-I1"') + LAN)
-    assert freeing.listed(side(router, "MARK-I1").table("mangle"), "LSMPY-DOWN") == {"MARK-I1"}
+    router = router_of(isps_of(2).replace('"I2"', '"LSMPY-M-I1"') + LAN)
+    assert freeing.listed(side(router, "LSMPY-M-I1").table("mangle"), "LSMPY-DOWN") == {"LSMPY-M-I1"}
 
 
 def test_connections_are_found_by_the_bits_that_are_ours_and_by_every_address() -> None:

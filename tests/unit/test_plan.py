@@ -28,8 +28,8 @@ def side(made: Plan, family: Family = 4) -> Side:
 
 def chosen(made: Plan, family: Family = 4) -> list[str]:
     """The ISPs to which the LAN's new connections go, slot by slot."""
-    (chain,) = (each for each in side(made, family).table("mangle").chains if each.name == "CHOOSE-office")
-    return [rule.rpartition("MARK-")[2] for rule in chain.rules]
+    (chain,) = (each for each in side(made, family).table("mangle").chains if each.name == "LSMPY-C-office")
+    return [rule.rpartition("LSMPY-M-")[2] for rule in chain.rules]
 
 
 def links_of(router: Router) -> dict[str, Link]:
@@ -107,21 +107,21 @@ def test_an_isp_whose_route_the_kernel_refuses_is_not_used(three: Router) -> Non
 
 
 def test_each_rule_takes_its_part_of_what_the_ones_before_have_left(three: Router) -> None:
-    (chain,) = (each for each in side(plan_of(three)).table("mangle").chains if each.name == "CHOOSE-office")
+    (chain,) = (each for each in side(plan_of(three)).table("mangle").chains if each.name == "LSMPY-C-office")
     assert chain.rules == (
-        "-A CHOOSE-office -m statistic --mode nth --every 3 --packet 0 -g MARK-I1",
-        "-A CHOOSE-office -m statistic --mode nth --every 2 --packet 0 -g MARK-I2",
-        "-A CHOOSE-office -g MARK-I3",
+        "-A LSMPY-C-office -m statistic --mode nth --every 3 --packet 0 -g LSMPY-M-I1",
+        "-A LSMPY-C-office -m statistic --mode nth --every 2 --packet 0 -g LSMPY-M-I2",
+        "-A LSMPY-C-office -g LSMPY-M-I3",
     )
 
 
 def test_dice_divide_what_the_ones_before_have_left() -> None:
     router = router_of("[router]\nbalance = 'random'\n" + isps_of(3) + "weight = 2\n" + LANS)
-    (chain,) = (each for each in side(plan_of(router)).table("mangle").chains if each.name == "CHOOSE-office")
+    (chain,) = (each for each in side(plan_of(router)).table("mangle").chains if each.name == "LSMPY-C-office")
     assert chain.rules == (
-        "-A CHOOSE-office -m statistic --mode random --probability 0.25000000000 -g MARK-I1",
-        "-A CHOOSE-office -m statistic --mode random --probability 0.33333333349 -g MARK-I2",
-        "-A CHOOSE-office -g MARK-I3",
+        "-A LSMPY-C-office -m statistic --mode random --probability 0.25000000000 -g LSMPY-M-I1",
+        "-A LSMPY-C-office -m statistic --mode random --probability 0.33333333349 -g LSMPY-M-I2",
+        "-A LSMPY-C-office -g LSMPY-M-I3",
     )
 
 
@@ -181,8 +181,8 @@ def test_with_none_even_there_the_rules_stand_for_their_return(three: Router) ->
 
 def test_a_router_without_lans_serves_itself() -> None:
     names = {chain.name for chain in side(plan_of(router_of(isps_of(2)))).table("mangle").chains}
-    assert not any(name.startswith("CHOOSE-") for name in names)
-    assert {"OUT-I1", "OUT-I2"} <= names
+    assert not any(name.startswith("LSMPY-C-") for name in names)
+    assert {"LSMPY-O-I1", "LSMPY-O-I2"} <= names
 
 
 # -- what it consists of -------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_what_main_sends_by_an_isp_that_is_down_goes_by_one_that_is_up(
 def test_a_mask_leaves_the_other_bits_of_marks_alone() -> None:
     made = side(plan_of(router_of("[router]\nmark_mask = 0xff00\n" + isps_of(1) + LANS)))
     rules = made.table("mangle").rules
-    assert "-A MARK-I1 -j MARK --set-xmark 0x100/0xff00" in rules
+    assert "-A LSMPY-M-I1 -j MARK --set-xmark 0x100/0xff00" in rules
     assert all("0xffffffff" not in rule for rule in rules)
     assert "fwmark 0x100/0xff00" in {rule.selector for rule in made.rules}
 

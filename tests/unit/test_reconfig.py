@@ -136,10 +136,10 @@ def test_a_broken_rules_file_is_told_with_its_line(path: Path, capsys: pytest.Ca
 
 def test_our_chains_names_are_not_the_users(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules = path.parent / "rules.v4"
-    rules.write_text("*mangle\n:MARK-I1 - [0:0]\nCOMMIT\n")
+    rules.write_text("*mangle\n:LSMPY-M-I1 - [0:0]\nCOMMIT\n")
     path.write_text(path.read_text() + f"[rules]\nipv4 = ['{rules}']\n")
     assert reconfig.main(["-c", str(path), "--dry-run"]) == 2
-    assert f"{rules}:1: the chain MARK-I1 is lsmpy's; give yours another name" in capsys.readouterr().err
+    assert f"{rules}:1: the chain LSMPY-M-I1 is lsmpy's; give yours another name" in capsys.readouterr().err
 
 
 # -- what it prints ------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_dry_run_takes_the_interfaces_of_another_machine_for_granted_and_touch
     printed = capsys.readouterr().out
     assert "build it now: up I1, down I2 (its state file says 'down')\n" in printed
     assert "route replace default via 10.0.1.2 dev wan1 table 250" in printed
-    assert "-A CHOOSE-office -g MARK-I1\n" in printed
+    assert "-A LSMPY-C-office -g LSMPY-M-I1\n" in printed
     assert files_in(path.parent) == before
 
 

@@ -76,8 +76,8 @@ def test_each_isp_has_what_its_interface_has() -> None:
     assert "default via 192.0.2.1 dev eth3" in ways(made, 249)
     assert "default via fe80::1 dev eth3 metric 1024" in ways(made, 249, 6)
     assert "10.0.0.0/24 dev lan0 src 10.0.0.1" in ways(made, 249)
-    assert rules(made, "mangle", "CHOOSE-office", 6) == ["-g MARK-CABLE"]
-    assert len(rules(made, "mangle", "CHOOSE-office")) == 2
+    assert rules(made, "mangle", "LSMPY-C-office", 6) == ["-g LSMPY-M-CABLE"]
+    assert len(rules(made, "mangle", "LSMPY-C-office")) == 2
     selectors = {rule.selector for rule in side(made, 6).rules}
     assert {"from 2001:db8:7::7", "oif eth3", "oif ppp0"} <= selectors
 
@@ -99,19 +99,19 @@ def test_an_isp_that_has_not_all_it_needs_is_down_and_keeps_what_lets_nothing_th
     links = {name: each for name, each in ALL.items() if name != "eth3"} | ({"eth3": link} if link else {})
     made = plan_of(links)
     assert made.verdicts[1] == plan.Verdict("CABLE", False, why, broken=True)
-    assert rules(made, "mangle", "CHOOSE-office") == ["-g MARK-DSL"]
+    assert rules(made, "mangle", "LSMPY-C-office") == ["-g LSMPY-M-DSL"]
     assert not any(way.startswith("default") for way in ways(made, 249))
     assert ways(made, 249)[-1] == "unreachable default metric 4294967295"
     assert {"fwmark 0x2", "oif eth3"} <= {rule.selector for rule in side(made, 4).rules}
     if not (link and link.own):
         assert rules(made, "nat", "LSMPY-POSTROUTING") == ["-o ppp0 -j SNAT --to-source 10.64.0.2"]
-        assert rules(made, "mangle", "OUT-CABLE")[-2:] == ["-s 0.0.0.0/32 -j RETURN", "-j DROP"]
-        assert rules(made, "mangle", "OUT-CABLE", 6)[-2:] == ["-s fe80::/10 -j RETURN", "-j DROP"]
+        assert rules(made, "mangle", "LSMPY-O-CABLE")[-2:] == ["-s 0.0.0.0/32 -j RETURN", "-j DROP"]
+        assert rules(made, "mangle", "LSMPY-O-CABLE", 6)[-2:] == ["-s fe80::/10 -j RETURN", "-j DROP"]
 
 
 def test_with_nothing_there_nobody_is_chosen_and_nothing_is_promised() -> None:
     made = plan_of({})
-    assert rules(made, "mangle", "CHOOSE-office") == rules(made, "mangle", "CHOOSE-office", 6) == []
+    assert rules(made, "mangle", "LSMPY-C-office") == rules(made, "mangle", "LSMPY-C-office", 6) == []
     assert [each.family for each in made.sides] == [4, 6]
 
 
@@ -139,4 +139,6 @@ def test_connections_of_an_address_that_is_first_no_more_go_on() -> None:
         "-s 10.64.0.3/32 -o ppp0 -j RETURN",
         "-o ppp0 -j SNAT --to-source 10.64.0.2",
     ]
-    assert "-m conntrack --ctrepldst 10.64.0.3 --ctdir ORIGINAL -j RETURN" in rules(plan_of(links), "mangle", "OUT-DSL")
+    assert "-m conntrack --ctrepldst 10.64.0.3 --ctdir ORIGINAL -j RETURN" in rules(
+        plan_of(links), "mangle", "LSMPY-O-DSL"
+    )
