@@ -13,10 +13,9 @@ from msgspec import Struct
 
 from lsmpy import (
     LsmpyError,
-    beside,
     changes,
+    former,
     freeing,
-    guard,
     image,
     kernel,
     memory,
@@ -28,10 +27,11 @@ from lsmpy import (
 from lsmpy.changes import Changes
 from lsmpy.freeing import Parting
 from lsmpy.kernel import KernelError, Refusal, RefusedError
+from lsmpy.memory import KeepingError
 from lsmpy.model import Family, Router
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import LOCAL_DEFAULT, Route
-from lsmpy.scene import Scene, among_others, look, others, owned, table_names
+from lsmpy.scene import Scene, look
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,14 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
     state.require_directory(directory)
     with _lock():
         scene = look(router, directory)
+        if left := list(former.left(scene.router, scene.backend, scene.named)):
+            former.leave(left, scene.backend)
+            scene = look(router, directory)
         wanted = scene.plan()
         steps = scene.steps(wanted)
         _check_new_rules(scene, steps)
         warnings = [f"{name}: {status.warning}" for name, status in scene.states.items() if status.warning]
-        warnings += _keep_before(scene, wanted, steps, replace)
+        warnings += former.keep(scene, wanted, steps, replace)
         if scene.first:
             youth.begin()
         done, changed = _carry_out(scene, wanted, steps, warnings)
@@ -102,6 +105,9 @@ def difference(router: Router, directory: Path) -> str:
         for side, step in zip(wanted.sides, scene.steps(wanted), strict=True)
         if step
     )
+    text += "".join(
+        changes.diff(each.live, each.want) for each in former.left(scene.router, scene.backend, scene.named)
+    )
     settings = [f"-{key}={image.read_sysctl(key)}\n+{key}={value}\n" for key, value in _to_set(wanted)]
     return text + ("--- settings (kernel)\n+++ settings (rebuild)\n" if settings else "") + "".join(settings)
 
@@ -116,31 +122,7 @@ def clear(router: Router) -> str:
     """
     kernel.require_privilege()
     with _lock():
-        scene = look(router, None)
-        kept = memory.load_before(scene.router.families)
-        whole = kept is not None and not kept.beside_others and not router.options.beside_others
-        steps = []
-        for family, live in scene.live.items():
-            if kept and whole:
-                names, side = table_names(scene.extra.get(family, {})), kept.sides[family]
-                tables = tuple(side.table(name).with_policies({}) for name in names)
-                want = Side(family, tables, side.routes, side.rules)
-            else:
-                want = others(live)
-            steps.append(changes.between(live, want))
-        _undoing(scene, steps, kept.sysctls if kept else {}, scene.live, not whole)
-        memory.forget_before(tables=whole)
-        return _put_back(kept is not None, whole)
-
-
-def _put_back(kept: bool, whole: bool) -> str:
-    if whole:
-        return "what was there before the first rebuild is back"
-    if not kept:
-        return "nothing was kept of what was there before"
-    former = " and ".join(map(str, memory.saved_tables()))
-    said = "others' rules are as they were, and the interfaces' settings as before the first rebuild"
-    return said + (f'; what flush = "all" once replaced is still in {former}' if former else "")
+        return former.clear(router)
 
 
 # -- looking -------------------------------------------------------------------------------------------------
@@ -160,23 +142,6 @@ def _lock() -> Iterator[None]:
         os.close(descriptor)
 
 
-def _keep_before(scene: Scene, wanted: Plan, steps: list[Changes], replace: bool) -> list[str]:
-    """Keep what is there before us, unless that was done before; returns warnings of what others lose.
-
-    Others' rules that were left alone until now are guarded as before a first rebuild.
-    """
-    if scene.beside_others:
-        memory.save_settings(_present_sysctls(wanted))
-        return []
-    if not guard.is_first(scene.live) and memory.replaced_all():
-        return guard.removed(scene.live, wanted, steps)
-    guard.guard(scene.live, wanted, replace)
-    kept = memory.load_before(tuple(scene.live))
-    former = kept.sysctls if kept and kept.beside_others else {}
-    memory.save_before({f: others(side) for f, side in scene.live.items()}, _present_sysctls(wanted) | former)
-    return []
-
-
 def _switched(scene: Scene, done: Plan) -> tuple[str, ...]:
     """Whose use has changed, by the tables that were there before."""
     isps = scene.router.isps
@@ -186,11 +151,6 @@ def _switched(scene: Scene, done: Plan) -> tuple[str, ...]:
 
 def _to_set(wanted: Plan) -> list[tuple[str, str]]:
     return [(key, value) for key, value in wanted.sysctls if image.read_sysctl(key) not in (value, None)]
-
-
-def _present_sysctls(wanted: Plan) -> dict[str, str]:
-    found = {key: image.read_sysctl(key) for key, _ in wanted.sysctls}
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def _not_ready(router: Router) -> list[str]:
@@ -240,7 +200,7 @@ def _carry_out(scene: Scene, wanted: Plan, steps: list[Changes], warnings: list[
     settings = _to_set(wanted)
     if not any(steps) and not settings:
         return wanted, False
-    old_settings = _present_sysctls(wanted) if settings else {}
+    old_settings = image.read_sysctls(key for key, _ in settings) if settings else {}
     try:
         refused = _refused_isps(scene.router, kernel.add(steps), warnings)
         if refused:
@@ -252,26 +212,34 @@ def _carry_out(scene: Scene, wanted: Plan, steps: list[Changes], warnings: list[
         for key, value in settings:
             kernel.write_sysctl(key, value)
         kernel.drop(steps)
-        _forget(parts, warnings)
+        freed = _forget(parts, warnings)
         loaded = {part.early.family: Side(part.early.family, part.early.tables, (), ()) for part in parts}
-        kernel.load(scene.backend, [part.late for part in parts], loaded, scene.beside_others)
-        _learn_spellings(scene, steps)
+        if freed:  # else they are not listed, and the next rebuild tries again
+            kernel.load(scene.backend, [part.late for part in parts], loaded, scene.beside_others)
+        _learn_spellings(scene, steps, warnings)
     except LsmpyError as error:
-        raise KernelError(f"{_places(scene.router, error)}{error}. {_undo(scene, wanted, old_settings)}") from error
+        raise KernelError(
+            f"{_places(scene.router, error)}{error}. {former.undo(scene, wanted, old_settings)}"
+        ) from error
     return wanted, True
 
 
-def _forget(parts: list[Parting], warnings: list[str]) -> None:
-    """Free the connections of the ISPs and addresses that have gone, so that they begin again by another."""
+def _forget(parts: list[Parting], warnings: list[str]) -> bool:
+    """Free the connections of the ISPs and addresses that have gone, so that they begin again by another.
+
+    Returns whether that is done with: it may be tried again, but not without conntrack.
+    """
     gone = {who: None for part in parts for who in part.gone}
     if not gone:
-        return
+        return True
     names = ", ".join(gone)
     try:
         count = kernel.forget(commands for part in parts for commands in part.gone.values())
-        log.info("%d connections of %s freed", count, names)
     except LsmpyError as error:
         warnings.append(f"the connections of {names} could not be freed, they stay until they end: {error}")
+        return not kernel.can_forget()
+    log.info("%d connections of %s freed", count, names)
+    return True
 
 
 def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) -> dict[str, str]:
@@ -287,7 +255,7 @@ def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) 
     return refused
 
 
-def _learn_spellings(scene: Scene, steps: list[Changes]) -> None:
+def _learn_spellings(scene: Scene, steps: list[Changes], warnings: list[str]) -> None:
     """See how the kernel prints tables with users' rules, so that the next rebuild knows them again."""
     for step in steps:
         loaded = [table for table in step.tables if table.name in scene.extra.get(step.family, {})]
@@ -297,42 +265,7 @@ def _learn_spellings(scene: Scene, steps: list[Changes]) -> None:
         for table in loaded:
             live = now[step.family].table(table.name)
             if not table.same_as(live.with_policies({})):
-                memory.learn_spelling(step.family, live, table)
-
-
-def _undo(scene: Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
-    """Put back the snapshot and say how that went."""
-    try:
-        names = sorted({table.name for side in wanted.sides for table in side.tables})
-        _, now = image.read(scene.backend, scene.router.families, names, owned(scene.router))
-        steps = []
-        for family, live in scene.live.items():
-            tables = tuple(live.table(name).with_policies({}) for name in names)
-            if scene.beside_others:
-                tables = tuple(beside.ours(table) for table in tables)
-            former = among_others(now[family], Side(family, tables, live.routes, live.rules), scene.beside_others)
-            steps.append(changes.between(now[family], former))
-        _undoing(scene, steps, settings, now, scene.beside_others)
-    except LsmpyError as error:
-        return f"Putting the former state back failed too ({error}): see what stands with lsmpy-reconfig --diff"
-    return "What was already done has been undone: the router is as it was before"
-
-
-def _undoing(
-    scene: Scene,
-    steps: list[Changes],
-    settings: Mapping[str, str],
-    now: Mapping[Family, Side],
-    beside_others: bool,
-) -> None:
-    for refusal in kernel.add(steps):
-        log.warning("not put back: '%s': %s", refusal.item.words(), refusal.why)
-    # Marks before translations: nothing may be marked for an ISP whose NAT is gone.
-    kernel.load(scene.backend, [_reversed(step) for step in steps], now if beside_others else None, beside_others)
-    for key, value in settings.items():
-        kernel.write_sysctl(key, value)
-    kernel.drop(steps)
-
-
-def _reversed(step: Changes) -> Changes:
-    return Changes(step.family, step.routes, step.rules, step.tables[::-1], step.stale_rules, step.stale_routes)
+                try:
+                    memory.learn_spelling(step.family, live, table)
+                except KeepingError as error:  # a full disk is no reason to undo all this
+                    warnings.append(f"{error}; the table {table.name} will be loaded again each time")

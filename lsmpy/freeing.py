@@ -1,4 +1,5 @@
-"""Whose connections a rebuild forgets, and when (R4): those of an ISP that goes out of service, or of an address.
+"""Whose connections a rebuild forgets, and when (R4): those of an ISP that goes out of service, an address or a
+mark.
 
 Who was in service stands in the kernel: two chains of mangle list the ISPs that are not, and whose connections have
 been forgotten. So they are written last of all: a rebuild that is killed before has not written them, and the next one
@@ -26,7 +27,8 @@ class Parting(Struct, frozen=True):
     """The steps of one family, parted where connections are to be forgotten.
 
     Attributes:
-        gone: whose connections are, the names of ISPs and addresses that are ours no more, and the commands for it.
+        gone: whose connections are, the names of ISPs and the addresses and marks that are ours no more, and the
+            commands for it.
         early: all steps, but these ISPs are not listed yet.
         late: what lists them.
     """
@@ -50,6 +52,9 @@ def part(router: Router, live: Side, step: Changes, present: Collection[str] = (
     known, wanted = commands(router), tables.get("mangle", netfilter.table("mangle"))
     isps = frozenset(isp for isp in _gone(live.table("mangle"), wanted) if (step.family, isp) in known)
     gone = {isp: known[step.family, isp] for isp in sorted(isps)}
+    if known and "mangle" in tables:
+        for isp, command in _remarked(step.family, live.table("mangle"), wanted).items():
+            gone[isp] = (*gone.get(isp, ()), command)
     if known and "nat" in tables:
         # What has such an address would be dropped on its way out for as long as anybody tries. (Masquerading forgets
         # by itself.)
@@ -71,10 +76,26 @@ def commands(router: Router) -> Commands:
         return {}
     made = {}
     for family, isp in ((family, isp) for family in router.families for isp in router.isps if isp.carries(family)):
-        marked = f"conntrack -D -f ipv{family} --mark {router.mark_value(isp):#x}/{router.options.mark_mask:#x}"
+        marked = _of_mark(family, f"{router.mark_value(isp):#x}/{router.options.mark_mask:#x}")
         addresses = (_of_address(family, str(each.ip)) for each in isp.addresses(family))
         made[family, isp.name] = (marked, *addresses, marked)
     return made
+
+
+def _remarked(family: Family, live: Table, want: Table) -> dict[str, str]:
+    """What frees those of ISPs that have another mark from now on, or none: nobody would know them by the old one."""
+    old, new = _marks(live), _marks(want)
+    return {isp: _of_mark(family, mark) for isp, mark in old.items() if new.get(isp) != mark}
+
+
+def _marks(table: Table) -> dict[str, str]:
+    """The mark of each ISP, with its mask, by the chains that make it."""
+    chains = (chain for chain in table.chains if chain.name.startswith(MARK) and chain.rules)
+    return {chain.name.removeprefix(MARK): chain.rules[0].rpartition(" ")[2] for chain in chains}
+
+
+def _of_mark(family: Family, mark: str) -> str:
+    return f"conntrack -D -f ipv{family} --mark {mark}"
 
 
 def _of_address(family: Family, address: str) -> str:

@@ -44,16 +44,20 @@ def _is_ours(rule: str) -> bool:
     return words[1].startswith(PREFIX) or (words[-2] == "-j" and words[-1].startswith(PREFIX))
 
 
-def guard(live: Mapping[Family, Side], wanted: Plan, replace: bool) -> None:
-    """Stop before rules are thrown away that nobody gave up; what was given up once stays given up."""
-    if replace:
-        _warn_of_lock_out(live, wanted)
-        return
-    kept = memory.load_before(tuple(live))
-    sides = kept.sides.values() if kept and not kept.beside_others else ()  # who kept others' rules gave none up
-    given_up = {rule for side in sides for table in side.tables for rule in table.rules}
+def guard(asked: Mapping[Family, Side], wanted: Plan, given: Mapping[Family, Side]) -> None:
+    """Stop before rules are thrown away that nobody gave up; what was given up once stays given up.
+
+    Args:
+        asked: what the kernel holds of what was not replaced yet.
+        wanted: what it shall hold.
+        given: what was given up before.
+
+    Raises:
+        GuardError: with the rules.
+    """
+    given_up = {rule for side in given.values() for table in side.tables for rule in table.rules}
     for side in wanted.sides:
-        rules = [r for r in _foreign(live[side.family], side) if r.split(" ", 2)[2] not in given_up]
+        rules = [r for r in _foreign(asked[side.family], side) if r.split(" ", 2)[2] not in given_up]
         if rules:
             more = f"\n  … and {len(rules) - _SHOWN_RULES} more" if len(rules) > _SHOWN_RULES else ""
             shown = "".join(f"\n  {rule}" for rule in rules[:_SHOWN_RULES])
@@ -68,7 +72,21 @@ def guard(live: Mapping[Family, Side], wanted: Plan, replace: bool) -> None:
             )
 
 
-def _warn_of_lock_out(live: Mapping[Family, Side], wanted: Plan) -> None:
+def refuse_lossy(routes: list[str]) -> None:
+    """Stop before routes are thrown away that could not be put back as they are.
+
+    Raises:
+        GuardError: with the routes.
+    """
+    if routes:
+        raise GuardError(
+            f"somebody has routes where lsmpy's would be, which it cannot put back later: {'; '.join(routes)}. Nothing "
+            "was changed. Give the ISP another table, remove them, or give --replace once to have them replaced"
+        )
+
+
+def warn_of_lock_out(live: Mapping[Family, Side], wanted: Plan) -> None:
+    """Say so where nothing would be let in any more."""
     for side in wanted.sides:
         policies = live[side.family].table("filter").policies()
         table = side.table("filter").with_policies(policies)

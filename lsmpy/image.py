@@ -91,7 +91,7 @@ def read(
             family=family,
             tables=tuple(known[name] for name in (*tables, *perhaps) if name in known),
             routes=tuple(map(_spelled_out, _ours(every[family], owned))),
-            rules=tuple(_ours(map(routing.read_rule, _RULES.decode(rules)), owned)),
+            rules=tuple(_ours(map(routing.read_rule, filter(routing.is_plain_rule, _RULES.decode(rules))), owned)),
         )
     for family, known_routes in every.items():
         links = _with_hops(links, known_routes, family)
@@ -105,6 +105,23 @@ def read_sysctl(key: str) -> str | None:
             return file.read().decode().strip()
     except OSError:
         return None
+
+
+def read_sysctls(keys: Iterable[str]) -> dict[str, str]:
+    """These settings, as far as they exist."""
+    return {key: value for key in keys if (value := read_sysctl(key)) is not None}
+
+
+def lossy_routes(families: Iterable[Family], owned: Collection[int]) -> list[str]:
+    """Others' routes in our tables of which `Route` does not hold all: they could not be put back as they are."""
+    found = []
+    for family in families:
+        said = command.run(*f"ip -{family} -N -json route show table all".split())
+        for item in msgspec.json.decode(said or "[]", type=list[dict[str, Any]]):
+            protocol, table = int(item.get("protocol", _BOOT)), int(item.get("table", routing.MAIN))
+            if table in owned and protocol != routing.PROTOCOL and not routing.is_plain_route(item):
+                found.append(f"{item['dst']} in table {table} of IPv{family}")
+    return found
 
 
 def _refuse_unreadable(saved: str, tables: Collection[str], tool: str) -> None:

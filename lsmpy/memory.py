@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -20,11 +21,26 @@ class KeepingError(LsmpyError):
     """What must be kept cannot be written or read."""
 
 
-class Before(Struct, frozen=True):
-    """What `--clear` puts back, apart from the tables: routes and rules by family, and settings.
+class Kept(Struct, frozen=True):
+    """What was there before us.
 
-    `beside_others`: what was built since left others' rules alone (`flush = "own"`), so they are not to be put back.
+    Attributes:
+        sides: of each family that was ever built: the tables that were replaced, others' routes and rules. Without
+            tables where others' were left alone.
+        sysctls: settings.
+        beside_others: whether what was built last left others' rules alone (`flush = "own"`), so that the tables are
+            not to be put back.
+        damaged: whether there was more that cannot be read.
     """
+
+    sides: dict[Family, Side]
+    sysctls: dict[str, str]
+    beside_others: bool = False
+    damaged: bool = False
+
+
+class _Before(Struct, frozen=True):
+    """The same in before.json, without the tables: those are in files of their own, for iptables-restore."""
 
     routes: dict[str, list[Route]]
     rules: dict[str, list[Rule]]
@@ -32,56 +48,50 @@ class Before(Struct, frozen=True):
     beside_others: bool = False
 
 
-class Kept(Struct, frozen=True):
-    """The same with the tables; `sides` is empty where none were ever replaced."""
-
-    sides: dict[Family, Side]
-    sysctls: dict[str, str]
-    beside_others: bool
-
-
 def directory() -> Path:
     """/var/lib/lsmpy, or where systemd's StateDirectory= puts it (systemd.exec(5))."""
     return Path(os.environ.get("STATE_DIRECTORY", "/var/lib/lsmpy").split(":")[0])
 
 
-def save_before(sides: Mapping[Family, Side], sysctls: Mapping[str, str]) -> None:
-    """Keep what is there before the first rebuild: before.v4 and before.v6 for iptables-restore, and the rest.
+def keep(kept: Kept) -> None:
+    """Keep what is there before us: before.v4 and before.v6 for iptables-restore, and the rest in before.json.
 
     Raises:
         KeepingError: it cannot be written, and so nothing may be replaced.
     """
-    for family, side in sides.items():
-        _write(_tables_path(family).name, netfilter.render(side.tables))
-    kept = Before(
-        routes={str(family): list(side.routes) for family, side in sides.items()},
-        rules={str(family): list(side.rules) for family, side in sides.items()},
-        sysctls=dict(sysctls),
+    for family, side in kept.sides.items():
+        if side.tables:
+            _write(_tables_path(family).name, netfilter.render(side.tables))
+    before = _Before(
+        routes={str(family): list(side.routes) for family, side in kept.sides.items()},
+        rules={str(family): list(side.rules) for family, side in kept.sides.items()},
+        sysctls=dict(kept.sysctls),
+        beside_others=kept.beside_others,
     )
-    _write_before(kept)
+    _write("before.json", msgspec.json.format(msgspec.json.encode(before)).decode())
 
 
-def save_settings(sysctls: Mapping[str, str]) -> None:
-    """Note that others' rules are left alone from now on, and keep the settings that were there before us.
-
-    What an earlier rebuild has kept stays as it is.
-
-    Raises:
-        KeepingError: it cannot be written.
-    """
-    kept = _read_before() or Before({}, {}, dict(sysctls))
-    if not kept.beside_others:
-        _write_before(Before(kept.routes, kept.rules, kept.sysctls, beside_others=True))
-
-
-def replaced_all() -> bool:
-    """Whether something is kept, and tables were replaced since.
+def load() -> Kept | None:
+    """What was kept, None when nothing was.
 
     Raises:
         KeepingError: it cannot be read.
     """
-    kept = _read_before()
-    return kept is not None and not kept.beside_others
+    text, damaged = _read("before.json"), False
+    if text is None:
+        return None
+    try:
+        before = msgspec.json.decode(text, type=_Before)
+    except msgspec.DecodeError:  # a disk that was full, or a power cut
+        saved: dict[str, list[Any]] = {str(family): [] for family in FAMILIES if _tables_path(family).exists()}
+        before, damaged = _Before(dict(saved), dict(saved), {}), True
+    sides: dict[Family, Side] = {}
+    for family in FAMILIES:
+        if (key := str(family)) in before.routes:
+            path = _tables_path(family)
+            tables = netfilter.parse(_read(path.name) or "", str(path))
+            sides[family] = Side(family, tuple(tables.values()), tuple(before.routes[key]), tuple(before.rules[key]))
+    return Kept(sides, before.sysctls, before.beside_others, damaged)
 
 
 def saved_tables() -> list[Path]:
@@ -89,26 +99,26 @@ def saved_tables() -> list[Path]:
     return [path for path in map(_tables_path, FAMILIES) if path.exists()]
 
 
-def load_before(families: tuple[Family, ...]) -> Kept | None:
-    """What was kept, None when nothing was.
+def forget(family: Family, tables: Collection[str] | None = None) -> None:
+    """Drop what was kept of one family, or of these tables of it, once that has been put back.
 
     Raises:
-        KeepingError: it cannot be read.
+        KeepingError: it cannot be written.
     """
-    kept = _read_before()
-    if kept is None:
-        return None
-    sides: dict[Family, Side] = {}
-    for family in families:
-        path = _tables_path(family)
-        tables = netfilter.parse(_read(path.name) or "", str(path))
-        routes, rules = kept.routes.get(str(family), []), kept.rules.get(str(family), [])
-        sides[family] = Side(family, tuple(tables.values()), tuple(routes), tuple(rules))
-    return Kept(sides, kept.sysctls, kept.beside_others)
+    kept = load()
+    if kept is None or family not in kept.sides:
+        return
+    side, sides = kept.sides[family], {each: side for each, side in kept.sides.items() if each != family}
+    if tables is None and not kept.beside_others:
+        _tables_path(family).unlink(missing_ok=True)
+    elif tables is not None:
+        stay = tuple(table for table in side.tables if table.name not in tables)
+        sides[family] = Side(family, stay, side.routes, side.rules)
+    keep(msgspec.structs.replace(kept, sides=sides))
 
 
-def forget_before(tables: bool = True) -> None:
-    """Drop what was kept, once it has been put back; `tables` tells whether the tables were, too."""
+def forget_all(tables: bool = True) -> None:
+    """Drop all that was kept, once it has been put back; `tables` tells whether the tables were, too."""
     for path in (directory() / "before.json", directory() / "spelling.json", *(saved_tables() if tables else ())):
         path.unlink(missing_ok=True)
 
@@ -144,20 +154,6 @@ def _tables_path(family: Family) -> Path:
     return directory() / f"before.v{family}"
 
 
-def _read_before() -> Before | None:
-    text = _read("before.json")
-    try:
-        return msgspec.json.decode(text, type=Before) if text is not None else None
-    except msgspec.DecodeError as error:
-        raise KeepingError(
-            f"{directory() / 'before.json'} cannot be understood: {error}. Nothing was changed"
-        ) from error
-
-
-def _write_before(kept: Before) -> None:
-    _write("before.json", msgspec.json.format(msgspec.json.encode(kept)).decode())
-
-
 def _spellings() -> dict[str, list[str]]:
     try:
         return msgspec.json.decode(_read("spelling.json") or "{}", type=dict[str, list[str]])
@@ -170,10 +166,13 @@ def _write(name: str, text: str) -> None:
     temporary = path.with_name(f".{name}.tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_text(text)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave an empty file of that name
         os.replace(temporary, path)
     except OSError as error:
-        raise KeepingError(f"cannot write {path}: {error.strerror}. The router is as it was") from error
+        raise KeepingError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _read(name: str) -> str | None:

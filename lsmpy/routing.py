@@ -19,6 +19,12 @@ UNICAST, UNREACHABLE, PROHIBIT = "1", "7", "8"  # rtm_type, rtnetlink(7)
 _KINDS = {UNREACHABLE: "unreachable"}
 
 
+# What `ip -json` prints of what we understand, beside what tells how it stands.
+_RULE_KEYS = {"priority", "not", "src", "srclen", "dst", "dstlen", "iif", "iif_detached", "oif", "oif_detached"}
+_RULE_KEYS |= {"fwmark", "fwmask", "table", "suppress_prefixlen", "protocol", "action"}
+_ROUTE_KEYS = {"dst", "type", "gateway", "dev", "table", "protocol", "scope", "prefsrc", "metric", "flags", "pref"}
+_ROUTE_KEYS |= {"error"}
+_STATES = {"linkdown", "dead"}
 _NAMES = {"target": "dst", "kind": "type", "device": "dev", "source": "prefsrc"}
 
 
@@ -138,6 +144,16 @@ def read_rule(item: Mapping[str, Any]) -> Rule:
         suppress_default=item.get("suppress_prefixlen") == 0,
         protocol=int(item.get("protocol", 0)),
     )
+
+
+def is_plain_rule(item: Mapping[str, Any]) -> bool:
+    """Whether `read_rule` understands all that such a rule asks for; one by port or user, say, is somebody else's."""
+    return item.keys() <= _RULE_KEYS
+
+
+def is_plain_route(item: Mapping[str, Any]) -> bool:
+    """Whether `Route` holds all that `ip -N -json route show` prints of a route."""
+    return item.keys() <= _ROUTE_KEYS and set(item.get("flags", ())) <= _STATES
 
 
 def read_link(item: Mapping[str, Any]) -> Link:

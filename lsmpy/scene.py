@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -31,7 +31,7 @@ from lsmpy.netfilter import PREFIX, Table
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import PROTOCOL, Link
 
-_RAW = "raw"
+RAW = "raw"
 
 
 class Scene(Struct, frozen=True):
@@ -40,7 +40,8 @@ class Scene(Struct, frozen=True):
     Attributes:
         router: the configuration, with the addresses that were left to the kernel.
         backend: the iptables.
-        extra: of each family, the tables of the [rules] files.
+        named: of each family, the names of the tables in the [rules] files.
+        extra: those tables, and others that are rebuilt beside ours.
         states: what the state files say.
         links: the interfaces that are there.
         live: of each family, the tables, routes and rules that are there.
@@ -49,6 +50,7 @@ class Scene(Struct, frozen=True):
 
     router: Router
     backend: Backend
+    named: Mapping[Family, frozenset[str]]
     extra: Mapping[Family, Mapping[str, Table]]
     states: Mapping[str, state.Status]
     links: Mapping[str, Link]
@@ -89,26 +91,26 @@ def look(configured: Router, directory: Path | None) -> Scene:
     """
     router = resolve.on_machine(configured, image.families())
     extra = {family: rule_files(router, family) for family in router.families}
+    named = {family: frozenset(tables) for family, tables in extra.items()}
     backend = iptables.find(router.options.iptables)
     iptables.refuse_other(backend, router.families, router.options.beside_others)
-    names = {name for tables in extra.values() for name in table_names(tables)} | set(plan.OWN_TABLES)
-    names |= {_RAW} if npt.stateless(router.isps) else set()
+    names = frozenset[str]().union(*(rebuilt(router, family, named[family]) for family in router.families))
     # In raw there may be something of ours from before; whatever others have there is no hindrance.
-    links, seen = image.read(backend, router.families, sorted(names), owned(router), {_RAW} - names)
+    links, seen = image.read(backend, router.families, sorted(names), owned(router), {RAW} - names)
     live = {family: _with_raw_if_ours(router, side, extra[family]) for family, side in seen.items()}
     # The states last: what is written while the kernel is being read still counts.
     states = {isp.name: state.read(directory, isp.name) for isp in router.isps} if directory else {}
     known = resolve.resolve(router, links)
     waiting = _waiting(known, directory, states, live) if directory else {}
-    return Scene(known, backend, extra, states, links, live, waiting)
+    return Scene(known, backend, named, extra, states, links, live, waiting)
 
 
 def _with_raw_if_ours(router: Router, side: Side, extra: dict[str, Table]) -> Side:
     """Have raw rebuilt while packets are translated one by one, and once more when they are no longer."""
     wanted = side.family == 6 and npt.stateless(router.isps)
-    if wanted or any(chain.name.startswith(PREFIX) for chain in side.table(_RAW).chains):
-        extra.setdefault(_RAW, netfilter.table(_RAW))
-    tables = tuple(table for table in side.tables if table.name != _RAW or _RAW in extra)
+    if wanted or any(chain.name.startswith(PREFIX) for chain in side.table(RAW).chains):
+        extra.setdefault(RAW, netfilter.table(RAW))
+    tables = tuple(table for table in side.tables if table.name != RAW or RAW in extra)
     return Side(side.family, tables, side.routes, side.rules)
 
 
@@ -173,9 +175,10 @@ def rule_files(router: Router, family: Family) -> dict[str, Table]:
     return merged
 
 
-def table_names(extra: Mapping[str, Table]) -> list[str]:
-    """The tables that are rebuilt, if the users' are these."""
-    return [*plan.OWN_TABLES, *(name for name in extra if name not in plan.OWN_TABLES)]
+def rebuilt(router: Router, family: Family, named: Collection[str]) -> frozenset[str]:
+    """The tables of a family that are rebuilt, if the [rules] files have the `named` ones."""
+    stateless = family == 6 and npt.stateless(router.isps)
+    return frozenset((*plan.OWN_TABLES, *named, *((RAW,) if stateless else ())))
 
 
 def _without_spellings(step: Changes, live: Side) -> Changes:

@@ -29,7 +29,7 @@ only_rules() {
         { grep -E "$2" || true; } |
         while read -r rule; do
             printf '%s\n' "$wanted" | grep -qxF -- "$rule" || echo "rule del $rule"
-        done | ip "$1" -force -batch -
+        done | ip "$1" -force -batch - || true
 }
 
 # Removes from the routing table $2 what has another target or metric than those on standard input, $3 of what is there.
@@ -47,7 +47,7 @@ only_routes() {
             printf '%s\n' "$wanted" | grep -qxF -- "${target%% *} ${metric%% *}" ||
                 echo "route del $route table $2${3:+ $3}"
         done | sed -E 's/^(route del )2 /\1local /; s/^(route del )6 /\1blackhole /; s/^(route del )7 /\1unreachable /
-            s/^(route del )8 /\1prohibit /; s/^(route del )9 /\1throw /' | ip "$1" -force -batch -
+            s/^(route del )8 /\1prohibit /; s/^(route del )9 /\1throw /' | ip "$1" -force -batch - || true
 }
 
 """
@@ -60,6 +60,16 @@ free() {
     printf '%s\n' "$1" | grep -qxE -e "-A ($2|@DOWN@) -j @MARK@$3" && return 0
     command -v conntrack >/dev/null || { echo "conntrack is not installed: connections stay on $3" >&2; return 0; }
     printf '%s\n' "$commands" | sh >/dev/null 2>&1 || true
+}
+
+# Frees the connections of ISPs that had another mark in the former table $2, or are here no more; the marks of those
+# that are come on standard input.
+remarked() {
+    wanted=$(cat)
+    printf '%s\n' "$2" | grep -E '^-A @MARK@.* --set-xmark ' | while read -r rule; do
+        printf '%s\n' "$wanted" | grep -qxF -- "$rule" ||
+            conntrack -D -f "ipv$1" --mark "${rule##* }" >/dev/null 2>&1 || true
+    done
 }
 """.replace("@DOWN@", DOWN).replace("@MARK@", MARK)
 
@@ -75,9 +85,9 @@ def render(plan: Plan, infix: str = "", commands: Commands | None = None, beside
     """
     header = _HEADER.replace("@SUMMARY@", plan.summary or "no ISP")
     header = header.replace("@HOW@", _HOW[beside_others]).replace("@LOAD@", _LOAD[beside_others])
-    freed = [(side, list(_free(side, commands or {}))) for side in plan.sides]
-    parts = [_FREE] if any(free for _, free in freed) else []
-    parts += [f"was_{side.family}=$({_TOOLS[side.family]}{infix}-save -t mangle)\n" for side, free in freed if free]
+    freed = [(side, list(_free(side, commands))) for side in plan.sides if commands]
+    parts = [_FREE] if freed else []
+    parts += [f"was_{side.family}=$({_TOOLS[side.family]}{infix}-save -t mangle)\n" for side, _ in freed]
     parts += [_input(f"add -{side.family}", add_text(side.routes, side.rules)) for side in plan.sides]
     parts += [_table(side, table, infix) for side in plan.sides for table in side.tables]
     parts += [part for side in plan.sides for part in _tracked_again(side, infix)]
@@ -149,11 +159,14 @@ def _tracked_again(side: Side, infix: str) -> Iterable[str]:
 
 
 def _free(side: Side, commands: Commands) -> Iterable[str]:
-    """What frees the connections of the ISPs that are listed, if they were not before."""
-    down, left = (freeing.listed(side.table("mangle"), name) for name in (DOWN, LEFT))
+    """What frees the connections of the ISPs that are listed, if they were not before, or that had other marks."""
+    mangle = side.table("mangle")
+    marks = (rule for rule in mangle.rules if rule.startswith(f"-A {MARK}") and " --set-xmark " in rule)
+    yield _input(f'remarked {side.family} "$was_{side.family}"', _lines(marks))
+    down, left = (freeing.listed(mangle, name) for name in (DOWN, LEFT))
     for name, isps in ((DOWN, down), (LEFT, left - down)):
         for isp in sorted(isps):
-            if known := commands.get((side.family, isp)):
+            if known := commands.get((side.family, isp), ()):
                 yield _input(f'free "$was_{side.family}" {name} {isp}', _lines(known))
 
 
@@ -162,7 +175,10 @@ def _stale(side: Side, beside_others: bool) -> Iterable[str]:
     looked_up = {rule.table for rule in side.rules} - {routing.MAIN, routing.REFUSED}
     numbers = sorted(looked_up | {route.table for route in side.routes})
     protocol = f" proto {routing.PROTOCOL}"
-    which = "" if beside_others else f"| lookup ({'|'.join(map(str, numbers))})( |$)"
+    # Others' rules are ours to remove if they lead to our tables and say nothing that lsmpy does not know.
+    tables = "|".join(map(str, numbers))
+    plain = f"pref [0-9]+ (not )?from [^ ]+( (to|fwmark|iif|oif) [^ ]+)* lookup ({tables})"
+    which = "" if beside_others else f"|^{plain}( suppress_prefixlength [0-9]+)?( proto [^ ]+)?$"
     yield _input(f"only_rules -{side.family} '{protocol}${which}'", _lines(_printed_rules(side)))
     for number in numbers:
         keys = sorted({f"{route.target} {route.metric}" for route in side.routes if route.table == number})

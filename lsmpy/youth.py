@@ -24,6 +24,11 @@ def begin() -> None:
         raise LsmpyError(f"cannot write {PATH}: {error.strerror}. Nothing was changed") from error
 
 
+def known() -> bool:
+    """Whether the router was built since the machine was started."""
+    return PATH.exists()
+
+
 def left_s() -> float:
     """For how many seconds more established connections may be taken up; 0 if nobody knows of a first rebuild."""
     with contextlib.suppress(OSError, ValueError):

@@ -131,14 +131,18 @@ def test_killed_anywhere_it_leaves_a_working_router(tmp_path: Path, backend: str
         usual_s = time.monotonic() - began
         killed = 0
         with flows.Stream(router.lab, "rnd", 100, ("udp",), FAMILIES, totals=True) as stream:
-            for number in range(8):
+            for number in range(40):
+                if number >= 8 and killed > 2:
+                    break
                 router.say("ISP2", "down" if number % 2 else "up")
-                running = router.lab.start(ROUTER, router.argv())
-                end = time.monotonic() + dice.uniform(0.4, 1.0) * usual_s
+                running, began = router.lab.start(ROUTER, router.argv()), time.monotonic()
+                end = began + dice.uniform(0.4, 1.0) * usual_s
                 wait_until(lambda: time.monotonic() > end or not running.alive, what="the moment")  # noqa: B023
                 if running.alive:
                     killed += 1
                     running.process.kill()
+                else:
+                    usual_s = time.monotonic() - began  # the machine was busier before
                 wait_until(lambda: not running.alive, what="its end")  # noqa: B023
                 assert all(flow.ok for flow in router.send(8, ("udp",), FAMILIES))
                 if number % 3 == 0:

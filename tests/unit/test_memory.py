@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lsmpy import memory, netfilter
-from lsmpy.memory import KeepingError
+from lsmpy.memory import KeepingError, Kept
 from lsmpy.netfilter import Chain
 from lsmpy.plan import Side
 from lsmpy.routing import Route, Rule
@@ -32,78 +33,95 @@ def test_it_is_kept_below_var_lib_unless_systemd_says_otherwise(monkeypatch: pyt
     assert memory.directory() == Path("/var/lib/lsmpy")
 
 
+SETTINGS = {"net/ipv4/conf/eth2/rp_filter": "1"}
+BOTH = Kept({4: FOUR, 6: SIX}, SETTINGS)
+
+
 def test_what_was_there_before_is_read_as_it_was_written(place: Path) -> None:
-    memory.save_before({4: FOUR, 6: SIX}, {"net/ipv4/conf/eth2/rp_filter": "1"})
-    kept = memory.load_before((4, 6))
+    memory.keep(BOTH)
+    kept = memory.load()
     assert kept
     assert kept.sides[4].table("filter").same_as(GUARD.with_policies({}))
     assert (kept.sides[4].routes, kept.sides[4].rules) == (FOUR.routes, FOUR.rules)
-    assert kept.sides[6].rules == SIX.rules
-    assert kept.sysctls == {"net/ipv4/conf/eth2/rp_filter": "1"}
-    assert memory.replaced_all()
-    assert sorted(os.listdir(place)) == ["before.json", "before.v4", "before.v6"]
+    assert kept.sides[6] == SIX
+    assert (kept.sysctls, kept.beside_others, kept.damaged) == (SETTINGS, False, False)
+    assert sorted(os.listdir(place)) == ["before.json", "before.v4"]
+    memory.keep(kept)
+    assert memory.load() == kept, "what is read is what would be written"
 
 
 def test_the_saved_tables_are_for_iptables_restore(place: Path) -> None:
-    memory.save_before({4: FOUR}, {})
+    memory.keep(BOTH)
     assert (place / "before.v4").read_text() == netfilter.render([GUARD])
+    assert memory.saved_tables() == [place / "before.v4"]
 
 
 def test_nobody_else_may_read_it(place: Path) -> None:
-    memory.save_before({4: FOUR}, {})
+    memory.keep(BOTH)
     assert place.stat().st_mode & 0o077 == 0
 
 
 def test_nothing_kept_is_none() -> None:
-    assert memory.load_before((4, 6)) is None
+    assert memory.load() is None
+    memory.forget(4)
+    assert memory.load() is None
 
 
 def test_what_is_put_back_is_forgotten(place: Path) -> None:
-    memory.save_before({4: FOUR, 6: SIX}, {})
+    memory.keep(BOTH)
     memory.learn_spelling(4, LOOSE, GUARD)
-    memory.forget_before()
-    memory.forget_before()
-    assert memory.load_before((4, 6)) is None
+    memory.forget_all()
+    memory.forget_all()
+    assert memory.load() is None
     assert os.listdir(place) == []
 
 
-def test_what_replaced_tables_and_what_left_them_alone_are_told_apart(place: Path) -> None:
-    assert not memory.replaced_all()
-    memory.save_settings({"net/ipv4/conf/eth2/rp_filter": "1"})
-    memory.save_settings({"net/ipv4/conf/eth2/rp_filter": "2"})
-    kept = memory.load_before((4,))
+def test_a_family_and_a_table_are_forgotten_alone(place: Path) -> None:
+    raw = netfilter.table("raw", [Chain("OUTPUT")])
+    memory.keep(Kept({4: Side(4, (GUARD, raw), FOUR.routes, FOUR.rules), 6: SIX}, SETTINGS))
+    memory.forget(4, {"raw"})
+    kept = memory.load()
     assert kept
-    assert (kept.sysctls, kept.beside_others) == ({"net/ipv4/conf/eth2/rp_filter": "1"}, True)
-    assert (memory.replaced_all(), memory.saved_tables()) == (False, [])
-    memory.save_before({4: FOUR}, {})
-    assert (memory.replaced_all(), memory.saved_tables()) == (True, [place / "before.v4"])
-    memory.save_settings({})
-    assert not memory.replaced_all()
-    memory.forget_before(tables=False)
+    assert [table.name for table in kept.sides[4].tables] == ["filter"]
+    assert kept.sides[4].routes == FOUR.routes
+    memory.forget(4)
+    kept = memory.load()
+    assert kept
+    assert (sorted(kept.sides), kept.sysctls) == ([6], SETTINGS)
+    assert not (place / "before.v4").exists()
+
+
+def test_tables_that_were_given_up_stay_where_others_are_left_alone_now(place: Path) -> None:
+    memory.keep(BOTH)
+    memory.keep(msgspec.structs.replace(BOTH, beside_others=True))
+    memory.forget(4)
+    memory.forget_all(tables=False)
     assert os.listdir(place) == ["before.v4"]
-    assert memory.load_before((4,)) is None
+    assert memory.load() is None
 
 
 def test_what_an_older_version_has_kept_replaced_tables(place: Path) -> None:
     place.mkdir()
     (place / "before.json").write_text('{"routes": {}, "rules": {}, "sysctls": {}}')
-    assert memory.replaced_all()
+    assert memory.load() == Kept({}, {})
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"routes": 1}', b"\xff\xfe", b""])
-def test_what_is_spoilt_is_refused_and_nothing_changed(place: Path, content: bytes) -> None:
-    memory.save_before({4: FOUR}, {})
+def test_of_what_is_spoilt_the_tables_are_known(place: Path, content: bytes) -> None:
+    memory.keep(BOTH)
     (place / "before.json").write_bytes(content)
-    with pytest.raises(KeepingError, match=r"before.json cannot be understood: .*Nothing was changed"):
-        memory.load_before((4,))
+    kept = memory.load()
+    assert kept
+    assert (sorted(kept.sides), kept.sysctls, kept.damaged) == ([4], {}, True)
+    assert kept.sides[4].table("filter").same_as(GUARD.with_policies({}))
 
 
 def test_where_nothing_can_be_kept_nothing_may_be_replaced(place: Path) -> None:
     place.write_text("a file in its place")
-    with pytest.raises(KeepingError, match=r"cannot write .*before.v4: .*The router is as it was"):
-        memory.save_before({4: FOUR}, {})
+    with pytest.raises(KeepingError, match=r"cannot write .*before.v4: "):
+        memory.keep(BOTH)
     with pytest.raises(KeepingError, match="cannot read"):
-        memory.load_before((4,))
+        memory.load()
 
 
 def test_a_spelling_is_known_for_exactly_these_two_texts() -> None:
