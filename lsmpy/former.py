@@ -63,7 +63,7 @@ def keep(scene: Scene, wanted: Plan, steps: list[Changes], replace: bool) -> lis
     if replace:
         guard.warn_of_lock_out(scene.live, wanted)
     else:
-        guard.guard(asked, wanted, given)
+        guard.guard(asked, wanted, given, _in_kernel_words(scene, asked))
         guard.refuse_lossy(image.lossy_routes([f for f in asked if f not in known], owned(scene.router)))
     sides = {}
     for side in wanted.sides:
@@ -73,6 +73,16 @@ def keep(scene: Scene, wanted: Plan, steps: list[Changes], replace: bool) -> lis
     warnings = _write(Kept(sides, settings), kept, must=any(side.tables for side in asked.values()))
     touched = {family: _without(side, asked[family]) for family, side in scene.live.items()}
     return warnings + guard.removed(touched, wanted, steps)
+
+
+def _in_kernel_words(scene: Scene, asked: Mapping[Family, Side]) -> dict[Family, frozenset[str]]:
+    """The users' rules as the kernel would print them, where it may hold some in its own words."""
+    words = {}
+    for family, side in asked.items():
+        users = [table for table in scene.extra.get(family, {}).values() if side.table(table.name).rules]
+        if any({*table.rules} - {*side.table(table.name).rules} for table in users):
+            words[family] = image.kernel_words(scene.backend, family, users)
+    return words
 
 
 def _settings(wanted: Plan, kept: Kept | None) -> dict[str, str]:

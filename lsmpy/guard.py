@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lsmpy import LsmpyError, memory
 from lsmpy.changes import Changes
@@ -28,12 +28,12 @@ def is_first(live: Mapping[Family, Side]) -> bool:
     return not tagged and not any(rule.protocol == PROTOCOL for side in live.values() for rule in side.rules)
 
 
-def _foreign(side: Side, wanted: Side) -> list[str]:
+def _foreign(side: Side, wanted: Side, words: Collection[str] = ()) -> list[str]:
     """Rules that are neither in our chains nor in [rules], however the kernel spells those; each with its table."""
     found = []
     for table in side.tables:
         want = wanted.table(table.name)
-        known = {*want.rules, *memory.spelled_rules(wanted.family, want)}
+        known = {*want.rules, *memory.spelled_rules(wanted.family, want), *words}
         found += [f"-t {table.name} {r}" for r in table.rules if r not in known and not _is_ours(r)]
     return found
 
@@ -44,20 +44,30 @@ def _is_ours(rule: str) -> bool:
     return words[1].startswith(PREFIX) or (words[-2] == "-j" and words[-1].startswith(PREFIX))
 
 
-def guard(asked: Mapping[Family, Side], wanted: Plan, given: Mapping[Family, Side]) -> None:
+def guard(
+    asked: Mapping[Family, Side],
+    wanted: Plan,
+    given: Mapping[Family, Side],
+    words: Mapping[Family, Collection[str]],
+) -> None:
     """Stop before rules are thrown away that nobody gave up; what was given up once stays given up.
 
     Args:
         asked: what the kernel holds of what was not replaced yet.
         wanted: what it shall hold.
         given: what was given up before.
+        words: the rules of [rules] in the kernel's words.
 
     Raises:
         GuardError: with the rules.
     """
     given_up = {rule for side in given.values() for table in side.tables for rule in table.rules}
     for side in wanted.sides:
-        rules = [r for r in _foreign(asked[side.family], side) if r.split(" ", 2)[2] not in given_up]
+        rules = [
+            r
+            for r in _foreign(asked[side.family], side, words.get(side.family, ()))
+            if r.split(" ", 2)[2] not in given_up
+        ]
         if rules:
             more = f"\n  … and {len(rules) - _SHOWN_RULES} more" if len(rules) > _SHOWN_RULES else ""
             shown = "".join(f"\n  {rule}" for rule in rules[:_SHOWN_RULES])

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from lsmpy import LsmpyError, command, netfilter, routing
+from lsmpy.command import CommandError
 from lsmpy.iptables import Backend
 from lsmpy.model import FAMILIES, Family
+from lsmpy.netfilter import Table
 from lsmpy.plan import Side
 from lsmpy.routing import Link, Route, Rule
 
@@ -122,6 +124,19 @@ def lossy_routes(families: Iterable[Family], owned: Collection[int]) -> list[str
             if table in owned and protocol != routing.PROTOCOL and not routing.is_plain_route(item):
                 found.append(f"{item['dst']} in table {table} of IPv{family}")
     return found
+
+
+def kernel_words(backend: Backend, family: Family, tables: Iterable[Table]) -> frozenset[str]:
+    """The rules of tables in the kernel's words: it is asked in a network namespace where nobody else is.
+
+    Empty where it cannot be asked: without the rights for that, or if a rule names a set that is not there.
+    """
+    asking = ["unshare", "--net", "sh", "-c", f"{backend.restore(family)} -w 10 && {backend.save(family)}"]
+    try:
+        saved = command.run(*asking, stdin=netfilter.render(tables))
+    except CommandError:
+        return frozenset()
+    return frozenset(rule for table in netfilter.parse(saved, backend.save(family)).values() for rule in table.rules)
 
 
 def _refuse_unreadable(saved: str, tables: Collection[str], tool: str) -> None:

@@ -172,6 +172,23 @@ def test_rules_of_the_user_are_part_of_every_rebuild_whatever_their_spelling(tmp
         assert "\n".join(router.dump()).count("-p tcp -m tcp --dport 22 -j ACCEPT") == 2
 
 
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_rules_of_the_user_that_are_there_already_are_known_in_the_kernels_words(tmp_path: Path, backend: str) -> None:
+    text, text6 = RULES.format(icmp="icmp", net="192.168.0.0/16"), RULES.format(icmp="ipv6-icmp", net="fd00::/8")
+    with rig(tmp_path, configuration(backend=backend, more=rules(tmp_path, text, text6)), server=False) as router:
+        for family, loaded in ((4, text), (6, text6)):
+            load(router, backend, loaded, family)
+        more = f"iptables-{backend} -A INPUT -p tcp --dport 99 -j DROP\n"
+        router.shell(more)
+        said = router.reconfig()
+        assert said.status == 1
+        assert "iptables holds 1 rules" in said.err
+        assert "--dport 99" in said.err
+        router.shell(more.replace("-A", "-D"))
+        router.rebuild()
+        assert router.idle()
+
+
 WRONG = {
     "an unknown target": ("*filter\n-A INPUT -j NO-SUCH-CHAIN\nCOMMIT\n", 1, "v4:2: "),
     "what only the kernel refuses": ("*mangle\n# not here\n-A FORWARD -j REJECT\nCOMMIT\n", 1, "v4:3: "),
