@@ -94,6 +94,11 @@ class Port:
         except OSError as error:
             self._fail(error)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the interface is still there that `bind` has found; the kernel binds nothing to its successor."""
+        return bool(self._socket.getsockname()[0])
+
     def echo(self, source: Address, target: Address, number: int, ttl: int = 0) -> Echo:
         """The echo request of this port's target number `number`; `ttl` 0 for the usual one."""
         return wire.echo(source, target, self.ident, self._nonce, number, ttl)

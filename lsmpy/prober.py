@@ -191,7 +191,8 @@ class Prober:
 
     def _bind(self, path: Path, hops: tuple[Address, ...]) -> None:
         bound = (path.link.index, path.link.kind, hops)
-        if bound != self._bound or self.port.problem:
+        # Another interface may have this one's name and index.
+        if bound != self._bound or self.port.problem or not self.port.is_bound:
             self.port.bind(path.link.name, path.link.kind, hops)
             self._bound = bound
 

@@ -80,10 +80,14 @@ class Lab:
             self.ip("inet", f"route add 192.0.{n}.0/24 via 198.51.{n}.1")
             self.ip("inet", f"route add 2001:db8:{n}::/64 via 2001:db8:{n}f::1")
 
-    def plug(self, n: int) -> None:
-        self.ip("router", f"link add wan{n} type veth peer name customer netns {self.spaces[f'isp{n}']}")
+    def plug(self, n: int, words: str = "") -> None:
+        self.ip("router", f"link add wan{n} {words} type veth peer name customer netns {self.spaces[f'isp{n}']}")
         self.link("router", f"wan{n}", f"192.0.{n}.1/24", f"2001:db8:{n}::1/64")
         self.link(f"isp{n}", "customer", f"192.0.{n}.2/24", f"2001:db8:{n}::2/64")
+
+    def index(self, device: str) -> int:
+        """The number of an interface of the router."""
+        return int(self.ip("router", f"-o link show {device}").split(":")[0])
 
     def link(self, space: str, device: str, *addresses: str) -> None:
         self.ip(space, f"link set {device} up")

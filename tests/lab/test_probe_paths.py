@@ -78,6 +78,18 @@ def test_a_cable_that_is_out_is_down_for_that_reason_and_judged_anew_after(lab: 
     assert int(lab.logged()[-1].split(" of the last ")[1].split()[0]) < 20  # and not a hundred lost ones before
 
 
+def test_an_interface_that_returns_with_the_same_index_is_heard_again(lab: Lab) -> None:
+    """As one does that was in another namespace meanwhile; the kernel binds nobody to the new one."""
+    lab.configure(f'["{TARGET4}"]', f'["{TARGET6}"]')
+    lab.start()
+    lab.until(1, "up")
+    index = lab.index("wan1")
+    lab.ip("router", "link delete wan1")
+    lab.until(1, "down")
+    lab.plug(1, f"index {index}")
+    lab.until(1, "up")
+
+
 PORT = """
 import select, subprocess
 from lsmpy.port import Port

@@ -122,6 +122,7 @@ class FakePort(port.Port):
         questions, requests, macs: what was sent: for gateways, of probes, and whereto.
         truth: of each target's probe, when it left and when its answer arrives.
         bound: interface, type and gateways of every `bind`.
+        lost: whether the interface has gone since the last one.
     """
 
     def __init__(self, world: World) -> None:
@@ -133,7 +134,7 @@ class FakePort(port.Port):
         self.gateway_mac: bytes = GATEWAY_MAC
         self.alive = self.gateway_alive = True
         self.busy_ns = 0
-        self.closed = False
+        self.closed = self.lost = False
         self.questions: list[bytes] = []
         self.requests: list[bytes] = []
         self.macs: list[bytes] = []
@@ -151,8 +152,12 @@ class FakePort(port.Port):
         self.closed = True
 
     def bind(self, interface: str, kind: int, hops: tuple[Address, ...]) -> None:
-        self._interface, self._kind, self.problem = interface, kind, ""
+        self._interface, self._kind, self.problem, self.lost = interface, kind, "", False
         self.bound.append((interface, kind, hops))
+
+    @property
+    def is_bound(self) -> bool:
+        return not self.lost
 
     def bring(self, packet: bytes, protocol: int = wire.ETH_IPV4, after_ns: int = 0) -> None:
         """A packet arrives."""

@@ -483,6 +483,15 @@ def test_the_port_is_bound_again_when_the_interface_is_another(make: Make) -> No
     assert len(rig.port.bound) == 3
 
 
+def test_the_port_is_bound_again_when_another_interface_has_the_same_name_and_index(make: Make) -> None:
+    """Even if it was there before anybody looked."""
+    rig = make()
+    rig.turn(2)
+    rig.port.lost = True
+    rig.see(HEALTHY)
+    assert len(rig.port.bound) == 2
+
+
 def test_an_address_that_changes_is_followed(make: Make) -> None:
     rig = make(text=V4.replace('["192.0.2.1/24"]', '"auto"').replace('["192.0.2.2"]', '"auto"'))
     rig.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1",)}, wan1_4="192.0.2.2"))
