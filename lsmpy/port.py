@@ -27,7 +27,7 @@ _TPACKET_V2, _TP_STATUS_KERNEL, _TP_STATUS_USER = 1, 0, 1
 _ETH_P_ALL = 3
 _SO_ATTACH_FILTER, _SO_TIMESTAMPING = 26, 37
 _STAMPS = 1 << 1 | 1 << 3 | 1 << 4  # SOF_TIMESTAMPING: TX_SOFTWARE, RX_SOFTWARE, SOFTWARE
-_SKF_AD_PROTOCOL = 0xFFFFF000
+_SKF_AD_PROTOCOL, _SKF_AD_VLAN_TAG, _SKF_AD_VLAN_TAG_PRESENT = 0xFFFFF000, 0xFFFFF02C, 0xFFFFF030
 
 # struct tpacket2_hdr: status, captured length, offset of the packet, seconds, nanoseconds; and, in the struct
 # sockaddr_ll that follows, the EtherType.
@@ -213,7 +213,13 @@ def _filter(nonce: bytes, ident: int, hops: tuple[Address, ...]) -> Iterator[byt
     def jump(code: int, operand: int, yes: str, no: str) -> None:
         program.append((code, operand, yes, no))
 
-    load(ldh, _SKF_AD_PROTOCOL)
+    # A frame of another VLAN on the same cable looks like ours but for its tag, which nobody takes off where that VLAN
+    # has no interface. The tag of VLAN 0 tells nothing but a priority.
+    load(ld, _SKF_AD_VLAN_TAG_PRESENT)
+    jump(jeq, 0, "untagged", "")
+    load(ld, _SKF_AD_VLAN_TAG)
+    jump(jset, 0xFFF, "drop", "")
+    load(ldh, _SKF_AD_PROTOCOL, "untagged")
     jump(jeq, ETH_ARP, "arp", "")
     jump(jeq, ETH_IPV4, "ip4", "")
     jump(jeq, ETH_IPV6, "ip6", "drop")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsmpy import command, standing, state
-from tests.lab import impostor, server, tun
+from tests.lab import impostor, server, tagged, tun
 
 PROBE = str(Path(sys.executable).with_name("lsmpy-probe"))
 TARGET4, TARGET6 = "203.0.113.1", "2001:db8:ffff::1"
@@ -150,6 +150,10 @@ class Lab:
     def impostor(self, interface: str, way: str) -> subprocess.Popen[str]:
         """Somebody at the first provider who answers in a wrong way (tests/lab/impostor.py)."""
         return self.run_in("isp1", sys.executable, impostor.__file__, interface, way)
+
+    def tagged(self, address: str, tag: int) -> subprocess.Popen[str]:
+        """Somebody on the first provider's cable who says in a VLAN that an address is his (tests/lab/tagged.py)."""
+        return self.run_in("isp1", sys.executable, tagged.__file__, "customer", address, str(tag))
 
     def end(self, running: subprocess.Popen[str]) -> None:
         """End a program that was started here."""

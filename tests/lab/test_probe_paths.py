@@ -181,3 +181,17 @@ def test_only_the_right_answer_counts(lab: Lab) -> None:
     lab.probes(100)
     assert lab.says(1) == "down"
     assert lab.log.read_text().count("ISP1 up") == 1
+
+
+def test_what_is_said_in_another_vlan_of_the_cable_is_not_said_to_us(lab: Lab) -> None:
+    lab.configure('["arp"]')
+    lab.start()
+    lab.until(1, "up")
+    lab.ip("isp1", "address delete 192.0.1.2/24 dev customer")
+    lab.until(1, "down")
+    stranger = lab.tagged("192.0.1.2", 10)
+    lab.probes(100)
+    assert lab.says(1) == "down"
+    lab.end(stranger)
+    lab.tagged("192.0.1.2", 7 << 13)  # a priority alone, and so in ours
+    lab.until(1, "up")

@@ -111,8 +111,12 @@ def test_what_arrives_meanwhile_waits_for_the_next_time() -> None:
 # -- the kernel's filter ---------------------------------------------------------------------------
 
 
-def run_bpf(program: bytes, protocol: int, packet: bytes) -> int:
-    """What a classic BPF program returns for a packet (Documentation/networking/filter.rst); 0 drops it."""
+def run_bpf(program: bytes, protocol: int, packet: bytes, tag: int | None = None) -> int:
+    """What a classic BPF program returns for a packet (Documentation/networking/filter.rst); 0 drops it.
+
+    `tag` is what 802.1Q says of it: priority and VLAN; without one the kernel may have kept that of another (0xFFFF).
+    """
+    beside = {0xFFFFF000: protocol, 0xFFFFF02C: 0xFFFF if tag is None else tag, 0xFFFFF030: int(tag is not None)}
     size = struct.calcsize("HBBI")
     steps = [struct.unpack_from("HBBI", program, at) for at in range(0, len(program), size)]
     accumulator = index = place = 0
@@ -128,8 +132,8 @@ def run_bpf(program: bytes, protocol: int, packet: bytes) -> int:
             held = accumulator == operand if code == 0x15 else bool(accumulator & operand)
             place += yes if held else no
             continue
-        if code in (0x28, 0x20, 0x30) and operand == 0xFFFFF000:  # SKF_AD_OFF + SKF_AD_PROTOCOL
-            accumulator = protocol
+        if code in (0x28, 0x20, 0x30) and operand in beside:  # SKF_AD_OFF and what is told beside the packet
+            accumulator = beside[operand]
             continue
         at = operand + (index if code & 0xE0 == 0x40 else 0)
         width = widths[0x10 if code == 0xB1 else code & 0x18]
@@ -194,6 +198,15 @@ def test_the_filter_lets_through_what_is_understood(name: str) -> None:
     assert run_bpf(program(str(HOP4), str(HOP6)), protocol, bytes(packet))
     understood = wire.parse_error(protocol, bytes(packet), IDENT) and wire.complaint(protocol, bytes(packet))
     assert parse(packet) or understood
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_the_filter_tells_the_vlans_of_a_cable_apart(name: str) -> None:
+    packet = WANTED[name]
+    whole, protocol, data = program(str(HOP4), str(HOP6)), protocol_of(packet), bytes(packet)
+    assert not run_bpf(whole, protocol, data, tag=10)
+    assert not run_bpf(whole, protocol, data, tag=0xE000 | 4094)
+    assert run_bpf(whole, protocol, data, tag=0xE000)  # a priority alone
 
 
 @pytest.mark.parametrize("name", UNWANTED)
