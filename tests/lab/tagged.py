@@ -1,7 +1,7 @@
 """Somebody in another VLAN of the same cable who says by ARP, again and again, that an address of ours is his.
 
-`tagged.py INTERFACE ADDRESS TAG` prints `ready` when it has said so for the first time. It makes the tags itself, as not
-every kernel has VLANs.
+`tagged.py INTERFACE ADDRESS TAG` prints `ready` when it has said so for the first time. It makes the tags itself, as
+not every kernel has VLANs.
 """
 
 from __future__ import annotations

@@ -41,6 +41,32 @@ def test_a_gateway_that_is_none_on_ethernet_is_told(lab: Lab) -> None:
     lab.until_logged('ISP1 down: wan1 is Ethernet, where gateway = "none" leads nowhere')
 
 
+def test_a_default_route_without_a_gateway_on_ethernet(lab: Lab) -> None:
+    """The provider answers for everybody."""
+    lab.exec("isp1", "sysctl", "-qw", "net.ipv4.conf.customer.proxy_arp=1", "net.ipv6.conf.customer.proxy_ndp=1")
+    lab.ip("isp1", f"neighbour add proxy {TARGET6} dev customer")
+    for family in (4, 6):
+        lab.ip("router", f"-{family} route add default dev wan1")
+    check = f'["{TARGET4}", "{TARGET6}"]\nquorum = 2'
+    lab.write(ISP.format(n=1, check=check).replace('["192.0.1.2", "2001:db8:1::2"]', '"auto"'))
+    lab.start()
+    lab.until(1, "up")
+
+
+def test_ethernet_without_arp(lab: Lab) -> None:
+    """Frames go where the kernel sends its own: to our hardware address, as who is at the other end takes them all."""
+    lab.ip("router", "link set wan1 arp off")
+    mac = lab.ip("router", "-o link show wan1").split("link/ether ")[1].split()[0]
+    lab.ip("isp1", "link set customer down")
+    lab.ip("isp1", f"link set customer address {mac}")
+    lab.ip("isp1", "link set customer up")
+    lab.mend(1)
+    lab.ip("isp1", f"neighbour replace 192.0.1.1 lladdr {mac} dev customer")
+    lab.configure(f'["{TARGET4}"]')
+    lab.start()
+    lab.until(1, "up")
+
+
 def test_two_gateways_on_one_interface(lab: Lab) -> None:
     lab.exec("isp1", "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")  # each gateway has hardware of its own
     lab.ip("isp1", "link add second link customer type macvlan mode bridge")

@@ -228,6 +228,20 @@ def test_the_filter_hears_no_neighbour_where_there_is_no_gateway() -> None:
     assert run_bpf(program(), ETH_IPV4, bytes(reply()))
 
 
+@pytest.mark.parametrize("count", [2, 32, 33, 500])
+def test_the_filter_hears_each_of_several_neighbours(count: int) -> None:
+    hops = [f"10.0.{n // 250}.{n % 250}" for n in range(count)] + [f"fe80::1:{n:x}" for n in range(count)]
+    whole = program(*hops)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        port.attach_filter(opened, NONCE, IDENT, tuple(map(ip_address, hops)))
+    for hop in (hops[0], hops[count - 1]):
+        assert run_bpf(whole, ETH_ARP, bytes(ARP(op=2, psrc=hop)))
+    for hop in (hops[count], hops[-1]):
+        assert run_bpf(whole, ETH_IPV6, bytes(IPv6() / ICMPv6ND_NA(tgt=hop)))
+    assert bool(run_bpf(whole, ETH_ARP, bytes(ARP(op=2, psrc="192.0.2.3")))) == (count > 32)
+    assert not run_bpf(whole, ETH_IPV4, bytes(UNWANTED["udp"]))
+
+
 @given(st.sampled_from(["reply", "reply with options", "reply of IPv6", "arp answer", "advertisement"]), st.data())
 def test_the_filter_lets_through_whatever_counts_however_damaged(name: str, data: st.DataObject) -> None:
     damaged, protocol = bytearray(bytes(WANTED[name])), protocol_of(WANTED[name])
