@@ -1,5 +1,6 @@
 """lsmpy-probe finds its way: links without neighbours, two gateways on one link, addresses and gateways that change."""
 
+import re
 import select
 import sys
 
@@ -169,6 +170,26 @@ def test_address_and_gateway_are_followed(lab: Lab) -> None:
     before = lab.echoes()
     wait_until(lambda: lab.echoes() > before + 20, "probes by the new gateway")
     assert lab.says(1) == "up"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_default_route_by_both_isps_tells_the_gateway_of_each(lab: Lab, family: int, objects: bool) -> None:
+    address = {4: "192.0.{n}.2", 6: "2001:db8:{n}::2"}[family]
+    ways = [f"via {address.format(n=n)} dev wan{n}" for n in (1, 2)]
+    by = " ".join(f"nexthop {way}" for way in ways)
+    if objects:
+        for n, way in enumerate(ways, 1):
+            lab.ip("router", f"nexthop add id {n} {way}")
+        lab.ip("router", "nexthop add id 10 group 1/2")
+        by = "nhid 10"
+    lab.ip("router", f"-{family} route add default {by}")
+    check = f'["{TARGET4 if family == 4 else TARGET6}"]'
+    text = "".join(ISP.format(n=n, check=check) for n in (1, 2))
+    lab.write(re.sub(r"^gateway = .*$", 'gateway = "auto"', text, flags=re.MULTILINE))
+    lab.start()
+    for n in (1, 2):
+        lab.until(n, "up")
 
 
 def test_what_is_said_on_the_way_is_told_from_silence(lab: Lab) -> None:
