@@ -19,7 +19,7 @@ _RTT_AT = 68  # tcpi_rtt in struct tcp_info, microseconds
 _LARGEST = 4096
 _MOST_AT_ONCE = 16  # wrong answers, so that a flood of them cannot keep the caller from its clock
 _QUERY = struct.Struct("!HHHHHH")  # RFC 1035, 4.1.1
-_RECURSE, _IS_ANSWER = 0x0100, 0x8000
+_RECURSE, _IS_ANSWER, _RCODE = 0x0100, 0x8000, 0x000F
 _TYPE_A, _CLASS_IN = 1, 1
 
 
@@ -130,7 +130,11 @@ class Call:
 
 def answers(question: bytes, data: bytes) -> bool:
     """Whether `data` is a DNS server's answer to this `question`, whatever it says; never raises."""
-    if len(data) < len(question) or data[:2] != question[:2]:
+    if len(data) < _QUERY.size or data[:2] != question[:2]:
         return False
     _, flags, questions, *_ = _QUERY.unpack_from(data)
-    return bool(flags & _IS_ANSWER) and questions == 1 and data[12 : len(question)].lower() == question[12:].lower()
+    if not flags & _IS_ANSWER:
+        return False
+    if not questions:  # a server that refuses or fails need not repeat what it was asked
+        return bool(flags & _RCODE)
+    return questions == 1 and data[12 : len(question)].lower() == question[12:].lower()

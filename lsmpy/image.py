@@ -180,10 +180,10 @@ def _links(said: str) -> dict[str, Link]:
     return {item["ifname"]: routing.read_link(item) for item in _INTERFACES.decode(said) if "ifname" in item}
 
 
-def _with_hops(links: Mapping[str, Link], routes: Iterable[Route], family: Family) -> dict[str, Link]:
+def _with_hops(links: Mapping[str, Link], routes: Sequence[Route], family: Family) -> dict[str, Link]:
     hops, found = routing.best_hops(routes, family), dict(links)
     for name in hops.keys() & links.keys():
         found[name] = msgspec.structs.replace(links[name], hops=(*links[name].hops, hops[name]))
-    if (first := next(iter(hops), "")) in found:
-        found[first] = msgspec.structs.replace(found[first], leading=(*found[first].leading, family))
+    for name in routing.leading(routes) & links.keys():
+        found[name] = msgspec.structs.replace(found[name], leading=(*found[name].leading, family))
     return found

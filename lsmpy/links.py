@@ -25,6 +25,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _MAC, _NAME = 1, 3  # IFLA_ADDRESS, IFLA_IFNAME
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _DESTINATION, _SOURCE, _OIF, _GATEWAY, _PRIORITY, _PREFERRED_SOURCE = 1, 2, 4, 5, 6, 7  # RTA_…
+_MULTIPATH, _NEXT_HOP = 9, struct.Struct("=HxxI")  # RTA_MULTIPATH; struct rtnexthop: length, interface
 _UP, _RUNNING, _NOARP = 0x1, 0x40, 0x80  # IFF_…
 _UNUSABLE = 0x08 | 0x40  # IFA_F_DADFAILED, IFA_F_TENTATIVE
 _PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED
@@ -63,8 +64,8 @@ class Snapshot(Struct, frozen=True):
     Attributes:
         links: the interfaces by name.
         addresses: the usable addresses by interface index, lasting ones first.
-        hops: by interface index and family, the gateway of the best default route of the main table, None for one
-            without a gateway; empty unless asked for.
+        hops: by interface index and family, the gateway of the best default route of the main table that goes by it,
+            maybe by others too; None for one without a gateway; empty unless asked for.
     """
 
     links: dict[str, Link]
@@ -201,18 +202,34 @@ def _default_hops(kernel: socket.socket) -> dict[tuple[int, int], Address | None
             said, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message, netlink.HEADER.size)
             attributes = _attributes(message, _ROUTE.size)
             # A kernel without IPv6 answers with what it has of IPv4.
-            if said != number or length or table != _MAIN or kind != _UNICAST or _OIF not in attributes:
+            if said != number or length or table != _MAIN or kind != _UNICAST:
                 continue
             metric = _number(attributes.get(_PRIORITY, bytes(4)))
-            gateway = attributes.get(_GATEWAY)
-            key = _number(attributes[_OIF]), family
-            if key not in best or metric < best[key][0]:
-                best[key] = metric, ip_address(gateway) if gateway else None
+            for index, gateway in _next_hops(attributes):
+                if (index, family) not in best or metric < best[index, family][0]:
+                    best[index, family] = metric, ip_address(gateway) if gateway else None
     return {key: hop for key, (_, hop) in best.items()}
 
 
+def _next_hops(attributes: dict[int, bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Interface and gateway of every way that one route has."""
+    if _OIF in attributes:
+        yield _number(attributes[_OIF]), attributes.get(_GATEWAY)
+    several = attributes.get(_MULTIPATH, b"")
+    while len(several) >= _NEXT_HOP.size:
+        length, index = _NEXT_HOP.unpack_from(several)
+        if length < _NEXT_HOP.size:
+            return
+        yield index, _attributes_from(several[:length], _NEXT_HOP.size).get(_GATEWAY)
+        several = several[(length + 3) & ~3 :]
+
+
 def _attributes(message: bytes, body: int) -> dict[int, bytes]:
-    offset, found = netlink.HEADER.size + body, {}
+    return _attributes_from(message, netlink.HEADER.size + body)
+
+
+def _attributes_from(message: bytes, offset: int) -> dict[int, bytes]:
+    found = {}
     while offset + _ATTRIBUTE.size <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, offset)
         if length < _ATTRIBUTE.size:

@@ -17,6 +17,7 @@ from lsmpy.routing import MAIN, PROTOCOL
 LINKS, ADDRESSES, ROUTES, RULES = 0x1, 0x10 | 0x100, 0x40 | 0x400, 0x80 | 0x80000
 _LINKS_AND_ADDRESSES = frozenset({16, 17, 20, 21})
 _NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE = 24, 25, 32, 33
+_ROUTES_AND_RULES = frozenset({_NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE})
 # NETLINK_NETFILTER and NFNLGRP_NFTABLES (nfnetlink.h); of NFNL_SUBSYS_NFTABLES, NFT_MSG_DELTABLE, DELCHAIN, DELRULE.
 _NETFILTER, _NFTABLES = 12, 0x40
 _GONE_FROM_TABLES = frozenset({10 << 8 | 2, 10 << 8 | 5, 10 << 8 | 8})
@@ -103,6 +104,11 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def only_routes(data: bytes) -> bool:
+    """Whether what was received tells of nothing but routes and rules."""
+    return {kind for kind, _ in messages(data)} <= _ROUTES_AND_RULES
+
+
 def _matters(kind: int, message: bytes, interest: Interest) -> bool:
     if kind in _GONE_FROM_TABLES:
         return interest.chains and PREFIX.encode() in message
@@ -110,7 +116,7 @@ def _matters(kind: int, message: bytes, interest: Interest) -> bool:
         return _interface(message) in interest.interfaces or any(
             name.encode() + b"\0" in message for name in interest.interfaces
         )
-    if kind not in (_NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE):
+    if kind not in _ROUTES_AND_RULES:
         return False
     if _is_ours(kind, message):
         return kind in (_DEL_ROUTE, _DEL_RULE)

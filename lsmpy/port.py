@@ -27,7 +27,9 @@ _TPACKET_V2, _TP_STATUS_KERNEL, _TP_STATUS_USER = 1, 0, 1
 _ETH_P_ALL = 3
 _SO_ATTACH_FILTER, _SO_TIMESTAMPING = 26, 37
 _STAMPS = 1 << 1 | 1 << 3 | 1 << 4  # SOF_TIMESTAMPING: TX_SOFTWARE, RX_SOFTWARE, SOFTWARE
-_SKF_AD_PROTOCOL = 0xFFFFF000
+_SKF_AD_PROTOCOL, _SKF_AD_VLAN_TAG, _SKF_AD_VLAN_TAG_PRESENT = 0xFFFFF000, 0xFFFFF02C, 0xFFFFF030
+_ALL = 0x40000  # of a packet
+_MOST_HOPS = 32  # that the filter knows by name, as its jumps do not reach far; of more, every neighbour is heard
 
 # struct tpacket2_hdr: status, captured length, offset of the packet, seconds, nanoseconds; and, in the struct
 # sockaddr_ll that follows, the EtherType.
@@ -86,13 +88,18 @@ class Port:
         self._socket.close()
 
     def bind(self, interface: str, kind: int, hops: tuple[Address, ...]) -> None:
-        """Use this interface, of this hardware type (ARPHRD_…), with these gateways to hear of, from now on."""
+        """Use this interface, of this hardware type (ARPHRD_…), with these neighbours to hear of, from now on."""
         self._interface, self._kind, self.problem = interface, kind, ""
         try:
             attach_filter(self._socket, self._nonce, self.ident, hops)
             self._socket.bind((interface, _ETH_P_ALL))
         except OSError as error:
             self._fail(error)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the interface is still there that `bind` has found; the kernel binds nothing to its successor."""
+        return bool(self._socket.getsockname()[0])
 
     def echo(self, source: Address, target: Address, number: int, ttl: int = 0) -> Echo:
         """The echo request of this port's target number `number`; `ttl` 0 for the usual one."""
@@ -193,8 +200,8 @@ def attach_filter(sock: socket.socket, nonce: bytes, ident: int, hops: tuple[Add
 def _filter(nonce: bytes, ident: int, hops: tuple[Address, ...]) -> Iterator[bytes]:
     """The classic BPF program (Documentation/networking/filter.rst): replies, errors and neighbours of ours."""
     (secret,) = struct.unpack("!I", nonce)
-    hop4 = next((int(hop) for hop in hops if hop.version == 4), 0)
-    hop6 = next((int(hop) & 0xFFFFFFFF for hop in hops if hop.version == 6), 0)
+    hops4 = [int(hop) for hop in hops if hop.version == 4]
+    hops6 = [int(hop) & 0xFFFFFFFF for hop in hops if hop.version == 6]
     ld, ldh, ldb, ld_x, ldh_x, ldb_x, ldx_ihl = 0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0xB1
     jeq, jset, ret = 0x15, 0x45, 0x06
     program: list[tuple[int, int, str, str]] = []
@@ -208,12 +215,23 @@ def _filter(nonce: bytes, ident: int, hops: tuple[Address, ...]) -> Iterator[byt
     def jump(code: int, operand: int, yes: str, no: str) -> None:
         program.append((code, operand, yes, no))
 
-    load(ldh, _SKF_AD_PROTOCOL)
+    def end_unless_one_of(known: list[int]) -> None:
+        for each in known[:_MOST_HOPS]:
+            jump(jeq, each, "accept", "")
+        load(ret, _ALL if len(known) > _MOST_HOPS else 0)
+
+    # A frame of another VLAN on the same cable looks like ours but for its tag, which nobody takes off where that VLAN
+    # has no interface. The tag of VLAN 0 tells nothing but a priority.
+    load(ld, _SKF_AD_VLAN_TAG_PRESENT)
+    jump(jeq, 0, "untagged", "")
+    load(ld, _SKF_AD_VLAN_TAG)
+    jump(jset, 0xFFF, "drop", "")
+    load(ldh, _SKF_AD_PROTOCOL, "untagged")
     jump(jeq, ETH_ARP, "arp", "")
     jump(jeq, ETH_IPV4, "ip4", "")
     jump(jeq, ETH_IPV6, "ip6", "drop")
     load(ld, 14, "arp")  # sender: the gateway, in an answer or in an announcement
-    jump(jeq, hop4, "accept", "drop")
+    end_unless_one_of(hops4)
     load(ldb, 9, "ip4")
     jump(jeq, socket.IPPROTO_ICMP, "", "drop")
     load(ldh, 6)  # fragment offset: a later fragment has no ICMP header
@@ -237,10 +255,10 @@ def _filter(nonce: bytes, ident: int, hops: tuple[Address, ...]) -> Iterator[byt
     load(ld, 48, "reply6")
     jump(jeq, secret, "accept", "drop")
     load(ld, 60, "neighbour6")  # the end of the address that is advertised
-    jump(jeq, hop6, "accept", "drop")
+    end_unless_one_of(hops6)
     load(ldh, 48 + 40 + 4, "error6")
     jump(jeq, ident, "accept", "drop")
-    load(ret, 0x40000, "accept")
+    load(ret, _ALL, "accept")
     load(ret, 0, "drop")
     for at, (code, operand, yes, no) in enumerate(program, 1):
         yield struct.pack("HBBI", code, labels[yes] - at if yes else 0, labels[no] - at if no else 0, operand)

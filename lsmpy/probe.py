@@ -29,6 +29,8 @@ _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
 _TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
+_ROUTES_NS = _S // 10  # how often routes are looked at, which change all the time where a routing daemon runs
+_NEVER_NS = 1 << 62
 _MOST_SPREAD_NS = 1 * _S  # nobody waits longer for his first probe because of the others
 _MANY_TARGETS = 50
 _FEW_SOCKETS = 8
@@ -59,7 +61,8 @@ class Daemon:
         self._blamed: frozenset[str] = frozenset()
         self._agenda: list[tuple[int, int, Prober, Target]] = []
         self._turns = itertools.count()
-        self._files_ns = self._tell_ns = self._slack_ns = 0
+        self._files_ns = self._tell_ns = self._slack_ns = self._looked_ns = 0
+        self._look_ns = _NEVER_NS
         self._selector = selectors.DefaultSelector()
         self._urgent = selectors.DefaultSelector()  # what cannot wait until others have arrived too
         self._caught: bytes = b""
@@ -89,7 +92,7 @@ class Daemon:
             selector.register(signals, selectors.EVENT_READ, lambda _: self._signal(signals))
         self._herald.begin(self._selector)
         while not (once and self._finished()):
-            wake_ns = min(self._files_ns, self._agenda[0][0])
+            wake_ns = min(self._files_ns, self._look_ns, self._agenda[0][0])
             self._selector.select(max(0, wake_ns - clock_ns()) / _S)
             # Before looking what is there, so that nothing is judged as missing that had arrived by then.
             now_ns = clock_ns()
@@ -122,6 +125,9 @@ class Daemon:
         self._caught += signals.recv(64)
 
     def _turn(self, now_ns: int) -> None:
+        if now_ns >= self._look_ns:
+            self._look_ns, self._looked_ns = _NEVER_NS, now_ns
+            self._see(links.look(self._source.follows), now_ns)
         agenda = self._agenda
         while agenda[0][0] <= now_ns:
             _, _, prober, target = agenda[0]
@@ -200,21 +206,23 @@ class Daemon:
         for selector in (self._selector, self._urgent):
             if self._kernel:
                 selector.unregister(self._kernel)
-            selector.register(kernel, selectors.EVENT_READ, functools.partial(self._look, kernel))
+            selector.register(kernel, selectors.EVENT_READ, functools.partial(self._hear, kernel))
         if self._kernel:
             self._kernel.close()
         self._kernel = kernel
 
-    def _look(self, kernel: socket.socket, now_ns: int) -> None:
-        """Something has changed: see what the kernel has now."""
+    def _hear(self, kernel: socket.socket, now_ns: int) -> None:
+        """Something has changed: look at it in this turn, or soon if it is only routes that were looked at just now."""
+        routes = True
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
-                    kernel.recv(1 << 16)
+                    routes &= netlink.only_routes(kernel.recv(1 << 16))
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:  # that much has changed
                         raise
-        self._see(links.look(self._source.follows), now_ns)
+                    routes = False
+        self._look_ns = max(now_ns, self._looked_ns + _ROUTES_NS) if routes else now_ns
 
     def _see(self, snapshot: links.Snapshot, now_ns: int) -> None:
         for prober in self._probers:

@@ -32,7 +32,7 @@ def clock_ns() -> int:
 
 @dataclass(slots=True)
 class Hop:
-    """Where on the link a gateway was last heard, which holds until something newer is.
+    """Where on the link a gateway (or a target without one) was last heard, which holds until something newer is.
 
     Attributes:
         since_ns: since when it is looked for.
@@ -54,7 +54,7 @@ class Target:
         number: its place among the targets of its port.
         flight: its probes under way.
         times: their last round trip times.
-        path: how it is reached now, or why it is not; `hop` is the gateway on it, if it must be asked for.
+        path: how it is reached now, or why it is not; `hop` is whom its frames go to, if he must be asked for.
         ends: who answers it, and to whom.
         next_ns: when there is something to do for it.
         silent_ns: when the first of the last probes that were all lost was given up.
@@ -153,11 +153,11 @@ class Prober:
             self._by_address.setdefault(target.ends[0], []).append(target)
         found = [each.path for each in self.targets if isinstance(each.path, Path)]
         if found:
-            hops = tuple({path.hop: None for path in found if path.hop is not None})
-            self._bind(found[0], hops)
-            for path in dict.fromkeys(found):
-                if path.needs_mac and path.hop is not None:
-                    self._look_for(self._hops[path.hop], path, now_ns, False)
+            hops = {each.hop.address: each for each in self.targets if each.hop}
+            self._bind(found[0], tuple(hops))
+            for each in hops.values():
+                if each.hop and isinstance(each.path, Path):
+                    self._look_for(each.hop, each.path, now_ns, False)
 
     def _lead(self, target: Target, path: Path | Fault, now_ns: int) -> None:
         if path == target.path:
@@ -174,8 +174,9 @@ class Prober:
         target.address = target.check.address or path.hop
         target.ends = (target.address.packed if target.address else b"", path.source.packed)
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
-        if path.needs_mac and path.hop is not None:
-            target.hop = self._hops.setdefault(path.hop, Hop(path.hop, now_ns))
+        hop = path.hop or target.address  # without a gateway everybody is his own, as for the kernel
+        if path.needs_mac and hop is not None:
+            target.hop = self._hops.setdefault(hop, Hop(hop, now_ns))
         if target.check.kind not in _CALLS:  # which find out for themselves
             self._test(target, _obstacle(target, path))
             if target.cannot and isinstance(was, Fault):
@@ -191,7 +192,8 @@ class Prober:
 
     def _bind(self, path: Path, hops: tuple[Address, ...]) -> None:
         bound = (path.link.index, path.link.kind, hops)
-        if bound != self._bound or self.port.problem:
+        # Another interface may have this one's name and index.
+        if bound != self._bound or self.port.problem or not self.port.is_bound:
             self.port.bind(path.link.name, path.link.kind, hops)
             self._bound = bound
 
@@ -307,7 +309,7 @@ class Prober:
         number, tag = self._next(target), b""
         sent_ns, left_ns = clock_ns(), time.time_ns()
         if hop is None or hop.mac:
-            tag = self.port.probe(target.request, number, address.version, hop.mac if hop else b"")
+            tag = self.port.probe(target.request, number, address.version, hop.mac if hop else path.mac)
         target.flight.sent(number, sent_ns, left_ns, tag)
 
     def _tell_problem(self) -> None:

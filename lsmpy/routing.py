@@ -28,6 +28,19 @@ _STATES = {"linkdown", "dead"}
 _NAMES = {"target": "dst", "kind": "type", "device": "dev", "source": "prefsrc"}
 
 
+class NextHop(Struct, frozen=True, rename=_NAMES):
+    """One of the ways of a route, as in ip-route(8); `gateway` is None where there is none."""
+
+    device: str | None = None
+    gateway: str | None = None
+    weight: int = 1
+
+    def words(self) -> str:
+        """The arguments of `ip route` that say the same."""
+        via = f" via {self.gateway}" if self.gateway else ""
+        return f"nexthop{via} dev {self.device} weight {self.weight}"
+
+
 class Route(Struct, frozen=True, rename=_NAMES):
     """One route of one table, as `ip -N -json route show` prints it, so that a whole table is decoded at once.
 
@@ -38,6 +51,7 @@ class Route(Struct, frozen=True, rename=_NAMES):
         gateway, device, source: as in ip-route(8), None where there is none.
         metric: 0 is IPv4's default.
         protocol: who made it.
+        nexthops: its ways, if it has several; then there is neither gateway nor device.
     """
 
     target: str
@@ -48,6 +62,12 @@ class Route(Struct, frozen=True, rename=_NAMES):
     source: str | None = None
     metric: int = 0
     protocol: int = 0
+    nexthops: tuple[NextHop, ...] = ()
+
+    @property
+    def ways(self) -> tuple[NextHop, ...]:
+        """All the ways that it has."""
+        return self.nexthops or (NextHop(self.device, self.gateway),)
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -62,6 +82,7 @@ class Route(Struct, frozen=True, rename=_NAMES):
         parts += ["table", str(self.table), "proto", str(self.protocol)]
         parts += ["src", self.source] if self.source else []
         parts += ["metric", str(self.metric)] if self.metric else []
+        parts += [way.words() for way in self.nexthops]
         return " ".join(parts)
 
 
@@ -98,7 +119,7 @@ class Link(Struct, frozen=True):
         own: the usable addresses with their prefix lengths that are good beyond the link: first those that last, and
             of them first those that are good everywhere.
         hops: the gateways of its best default routes in main, one a family; 0.0.0.0 or :: for one without.
-        leading: the families whose best default route in main goes by it.
+        leading: the families whose best default route in main goes by it, maybe by others too.
     """
 
     up: bool
@@ -168,13 +189,26 @@ def read_link(item: Mapping[str, Any]) -> Link:
 
 
 def best_hops(routes: Iterable[Route], family: Family) -> dict[str, str]:
-    """The gateway of the best default route that main has by each interface, the best first; others have made them."""
-    defaults = (r for r in routes if (r.table, r.target, r.kind) == (MAIN, "default", UNICAST))
+    """The gateway of the best default route that main has by each interface; others have made them."""
     hops: dict[str, str] = {}
-    for route in sorted(defaults, key=lambda each: each.metric):
-        if route.device and route.protocol != PROTOCOL:
-            hops.setdefault(route.device, route.gateway or str(NOWHERE[family]))
+    for route in _defaults(routes):
+        for way in route.ways:
+            if way.device:
+                hops.setdefault(way.device, way.gateway or str(NOWHERE[family]))
     return hops
+
+
+def leading(routes: Iterable[Route]) -> set[str]:
+    """The interfaces by which main's best default route goes, whichever of its ways the kernel takes."""
+    defaults = _defaults(routes)
+    best = [route for route in defaults if route.metric == defaults[0].metric]
+    return {way.device for route in best for way in route.ways if way.device}
+
+
+def _defaults(routes: Iterable[Route]) -> list[Route]:
+    """Main's default routes that others have made, the best first."""
+    defaults = (r for r in routes if (r.table, r.target, r.kind) == (MAIN, "default", UNICAST))
+    return sorted((r for r in defaults if r.protocol != PROTOCOL), key=lambda each: each.metric)
 
 
 def _passing(address: Mapping[str, Any]) -> tuple[bool, bool]:

@@ -16,7 +16,7 @@ class Path(Struct, frozen=True):
     """How packets of one family leave by an ISP.
 
     Attributes:
-        hop: the next one; None where they go straight into the interface.
+        hop: the next one; None where they go straight into the interface, or to whoever is on the link.
         ttl: how many hops they may make; 0 for as many as usual.
         own: whether they go no further than this machine itself.
     """
@@ -29,8 +29,13 @@ class Path(Struct, frozen=True):
 
     @property
     def needs_mac(self) -> bool:
-        """Whether frames are addressed to the hop's hardware."""
-        return self.hop is not None and self.link.arp and self.link.kind == _ARPHRD_ETHER
+        """Whether frames are addressed to the hardware of the hop, or without one to that of everybody himself."""
+        return self.link.arp and self.link.kind == _ARPHRD_ETHER
+
+    @property
+    def mac(self) -> bytes:
+        """Whom frames are addressed to where nobody is asked for: on Ethernet ourselves, as the kernel does."""
+        return self.link.mac if self.link.kind == _ARPHRD_ETHER else b""
 
 
 class Fault(Struct, frozen=True):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsmpy import command, standing, state
-from tests.lab import impostor, server, tun
+from tests.lab import impostor, server, tagged, tun
 
 PROBE = str(Path(sys.executable).with_name("lsmpy-probe"))
 TARGET4, TARGET6 = "203.0.113.1", "2001:db8:ffff::1"
@@ -80,10 +80,14 @@ class Lab:
             self.ip("inet", f"route add 192.0.{n}.0/24 via 198.51.{n}.1")
             self.ip("inet", f"route add 2001:db8:{n}::/64 via 2001:db8:{n}f::1")
 
-    def plug(self, n: int) -> None:
-        self.ip("router", f"link add wan{n} type veth peer name customer netns {self.spaces[f'isp{n}']}")
+    def plug(self, n: int, words: str = "") -> None:
+        self.ip("router", f"link add wan{n} {words} type veth peer name customer netns {self.spaces[f'isp{n}']}")
         self.link("router", f"wan{n}", f"192.0.{n}.1/24", f"2001:db8:{n}::1/64")
         self.link(f"isp{n}", "customer", f"192.0.{n}.2/24", f"2001:db8:{n}::2/64")
+
+    def index(self, device: str) -> int:
+        """The number of an interface of the router."""
+        return int(self.ip("router", f"-o link show {device}").split(":")[0])
 
     def link(self, space: str, device: str, *addresses: str) -> None:
         self.ip(space, f"link set {device} up")
@@ -146,6 +150,10 @@ class Lab:
     def impostor(self, interface: str, way: str) -> subprocess.Popen[str]:
         """Somebody at the first provider who answers in a wrong way (tests/lab/impostor.py)."""
         return self.run_in("isp1", sys.executable, impostor.__file__, interface, way)
+
+    def tagged(self, address: str, tag: int) -> subprocess.Popen[str]:
+        """Somebody on the first provider's cable who says in a VLAN that an address is his (tests/lab/tagged.py)."""
+        return self.run_in("isp1", sys.executable, tagged.__file__, "customer", address, str(tag))
 
     def end(self, running: subprocess.Popen[str]) -> None:
         """End a program that was started here."""

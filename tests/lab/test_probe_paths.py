@@ -1,5 +1,6 @@
 """lsmpy-probe finds its way: links without neighbours, two gateways on one link, addresses and gateways that change."""
 
+import re
 import select
 import sys
 
@@ -41,6 +42,32 @@ def test_a_gateway_that_is_none_on_ethernet_is_told(lab: Lab) -> None:
     lab.until_logged('ISP1 down: wan1 is Ethernet, where gateway = "none" leads nowhere')
 
 
+def test_a_default_route_without_a_gateway_on_ethernet(lab: Lab) -> None:
+    """The provider answers for everybody."""
+    lab.exec("isp1", "sysctl", "-qw", "net.ipv4.conf.customer.proxy_arp=1", "net.ipv6.conf.customer.proxy_ndp=1")
+    lab.ip("isp1", f"neighbour add proxy {TARGET6} dev customer")
+    for family in (4, 6):
+        lab.ip("router", f"-{family} route add default dev wan1")
+    check = f'["{TARGET4}", "{TARGET6}"]\nquorum = 2'
+    lab.write(ISP.format(n=1, check=check).replace('["192.0.1.2", "2001:db8:1::2"]', '"auto"'))
+    lab.start()
+    lab.until(1, "up")
+
+
+def test_ethernet_without_arp(lab: Lab) -> None:
+    """Frames go where the kernel sends its own: to our hardware address, as who is at the other end takes them all."""
+    lab.ip("router", "link set wan1 arp off")
+    mac = lab.ip("router", "-o link show wan1").split("link/ether ")[1].split()[0]
+    lab.ip("isp1", "link set customer down")
+    lab.ip("isp1", f"link set customer address {mac}")
+    lab.ip("isp1", "link set customer up")
+    lab.mend(1)
+    lab.ip("isp1", f"neighbour replace 192.0.1.1 lladdr {mac} dev customer")
+    lab.configure(f'["{TARGET4}"]')
+    lab.start()
+    lab.until(1, "up")
+
+
 def test_two_gateways_on_one_interface(lab: Lab) -> None:
     lab.exec("isp1", "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")  # each gateway has hardware of its own
     lab.ip("isp1", "link add second link customer type macvlan mode bridge")
@@ -76,6 +103,18 @@ def test_a_cable_that_is_out_is_down_for_that_reason_and_judged_anew_after(lab: 
     lab.until(1, "up")
     lab.until_logged("ISP1 up: ", 2)
     assert int(lab.logged()[-1].split(" of the last ")[1].split()[0]) < 20  # and not a hundred lost ones before
+
+
+def test_an_interface_that_returns_with_the_same_index_is_heard_again(lab: Lab) -> None:
+    """As one does that was in another namespace meanwhile; the kernel binds nobody to the new one."""
+    lab.configure(f'["{TARGET4}"]', f'["{TARGET6}"]')
+    lab.start()
+    lab.until(1, "up")
+    index = lab.index("wan1")
+    lab.ip("router", "link delete wan1")
+    lab.until(1, "down")
+    lab.plug(1, f"index {index}")
+    lab.until(1, "up")
 
 
 PORT = """
@@ -133,6 +172,26 @@ def test_address_and_gateway_are_followed(lab: Lab) -> None:
     assert lab.says(1) == "up"
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_default_route_by_both_isps_tells_the_gateway_of_each(lab: Lab, family: int, objects: bool) -> None:
+    address = {4: "192.0.{n}.2", 6: "2001:db8:{n}::2"}[family]
+    ways = [f"via {address.format(n=n)} dev wan{n}" for n in (1, 2)]
+    by = " ".join(f"nexthop {way}" for way in ways)
+    if objects:
+        for n, way in enumerate(ways, 1):
+            lab.ip("router", f"nexthop add id {n} {way}")
+        lab.ip("router", "nexthop add id 10 group 1/2")
+        by = "nhid 10"
+    lab.ip("router", f"-{family} route add default {by}")
+    check = f'["{TARGET4 if family == 4 else TARGET6}"]'
+    text = "".join(ISP.format(n=n, check=check) for n in (1, 2))
+    lab.write(re.sub(r"^gateway = .*$", 'gateway = "auto"', text, flags=re.MULTILINE))
+    lab.start()
+    for n in (1, 2):
+        lab.until(n, "up")
+
+
 def test_what_is_said_on_the_way_is_told_from_silence(lab: Lab) -> None:
     lab.configure(f'["{TARGET4}"]', f'["{TARGET6}"]')
     for n, tool in ((1, "iptables"), (2, "ip6tables")):
@@ -169,3 +228,17 @@ def test_only_the_right_answer_counts(lab: Lab) -> None:
     lab.probes(100)
     assert lab.says(1) == "down"
     assert lab.log.read_text().count("ISP1 up") == 1
+
+
+def test_what_is_said_in_another_vlan_of_the_cable_is_not_said_to_us(lab: Lab) -> None:
+    lab.configure('["arp"]')
+    lab.start()
+    lab.until(1, "up")
+    lab.ip("isp1", "address delete 192.0.1.2/24 dev customer")
+    lab.until(1, "down")
+    stranger = lab.tagged("192.0.1.2", 10)
+    lab.probes(100)
+    assert lab.says(1) == "down"
+    lab.end(stranger)
+    lab.tagged("192.0.1.2", 7 << 13)  # a priority alone, and so in ours
+    lab.until(1, "up")

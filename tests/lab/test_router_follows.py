@@ -13,7 +13,7 @@ from lsmpy.flows import LongFlows
 from lsmpy.lab import ROUTER, isp_node, lan_node, wait_until
 from lsmpy.model import Family
 from tests.lab.dynamic import Advertiser, Dhcp
-from tests.lab.router_kit import LAN, Rig, configuration, rig, tunnel
+from tests.lab.router_kit import LAN, Rig, configuration, rig, source, tunnel
 
 pytestmark = pytest.mark.lab
 
@@ -109,6 +109,28 @@ def test_a_gateway_is_followed_by_its_route_alone(tmp_path: Path) -> None:
         router.shell("ip route del default via 1.1.1.99 dev eth2\nip route del default dev eth2\n")
         watcher.await_line("down ISP1 (interface eth2 has no IPv4 default route in the main table)", after=heard)
         assert "via" not in table(router, 250)
+        assert (router.foreign(), router.idle()) == (0, True)
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_default_route_by_both_isps_tells_the_gateway_of_each(tmp_path: Path, objects: bool) -> None:
+    with rig(tmp_path, configuration()) as router:
+        router.configure(following(configuration()))
+        gateways: dict[Family, str] = {4: "{n}.{n}.{n}.2", 6: "2001:db8:0:{n}::2"}
+        for family, gateway in gateways.items():
+            ways = [f"via {gateway.format(n=n)} dev eth{n + 1}" for n in (1, 2)]
+            by = " ".join(f"nexthop {way}" for way in ways)
+            if objects:
+                ids = [family * 10 + n for n in range(3)]
+                router.shell("".join(f"ip nexthop add id {n} {way}\n" for n, way in zip(ids, ways, strict=False)))
+                router.shell(f"ip nexthop add id {ids[2]} group {ids[0]}/{ids[1]}\n")
+                by = f"nhid {ids[2]}"
+            router.shell(f"ip -{family} route add default {by}\n")
+        router.rebuild()
+        for family in gateways:
+            for number in (250, 249):
+                assert gateways[family].format(n=251 - number) in table(router, number, family)
+            assert sources(router, family) == {source(isp, family) for isp in ("ISP1", "ISP2")}
         assert (router.foreign(), router.idle()) == (0, True)
 
 

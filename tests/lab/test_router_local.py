@@ -101,6 +101,28 @@ def test_with_main_it_goes_by_mains_default_while_that_is_by_an_isp_that_is_up(t
         assert router.dump() == before
 
 
+def test_a_default_of_main_by_both_isps_is_passed_while_one_of_them_is_down(tmp_path: Path) -> None:
+    """Or some of what goes by main would leave by that one, whichever the kernel's hash says."""
+    with rig(tmp_path, configuration(router='local_traffic = "main"')) as router:
+        before = router.dump()
+        router.shell(
+            "ip route add default nexthop via 1.1.1.2 dev eth2 nexthop via 2.2.2.2 dev eth3\n"
+            "ip -6 route add default nexthop via 2001:db8:0:1::2 dev eth2 nexthop via 2001:db8:0:2::2 dev eth3\n"
+            "sysctl -qw net.ipv4.fib_multipath_hash_policy=1 net.ipv6.fib_multipath_hash_policy=1\n"
+        )
+        for down, by in (("", set(ISPS)), ("ISP1", {"ISP2"}), ("ISP2", {"ISP1"}), ("", set(ISPS))):
+            for isp in ISPS:
+                router.say(isp, "down" if isp == down else "up")
+            router.rebuild()
+            for family in FAMILIES:
+                assert {line.split()[0] for line in begun(router, family, 16)} == by
+            assert router.idle()
+        assert router.foreign() == 0
+        router.shell("ip route del default\nip -6 route del default\n")
+        router.rebuild("--clear")
+        assert router.dump() == before
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_turns_are_exact_and_nobody_elses(tmp_path: Path, family: Family) -> None:
     with rig(tmp_path, configuration((3, 2, 1), router=BALANCE)) as router:

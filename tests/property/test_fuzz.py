@@ -240,6 +240,7 @@ QUESTION = struct.pack("!HHHHHH", 0x1234, 0x0100, 1, 0, 0, 0) + b"\x07example\x0
 ANSWERS = [
     struct.pack("!HHHHHH", 0x1234, 0x8180, 1, 1, 0, 0) + QUESTION[12:] + b"\xc0\x0c\x00\x01\x00\x01" + bytes(10),
     struct.pack("!HHHHHH", 0x1234, 0x8183, 1, 0, 0, 0) + QUESTION[12:],
+    struct.pack("!HHHHHH", 0x1234, 0x8185, 0, 0, 0, 0),
     QUESTION,
 ]
 
@@ -250,7 +251,10 @@ def check_answer(data: bytes) -> bool:
     if said:
         assert data[:2] == QUESTION[:2]
         assert data[2] & 0x80
-        assert data[12 : len(QUESTION)].lower() == QUESTION[12:]
+        if any(data[4:6]):
+            assert data[12 : len(QUESTION)].lower() == QUESTION[12:]
+        else:
+            assert data[3] & 0x0F  # an error that repeats nothing
     return said
 
 

@@ -39,6 +39,7 @@ Address = IPv4Address | IPv6Address
 
 MS, S = 1_000_000, 1_000_000_000
 OUR_MAC, GATEWAY_MAC = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
+NEW_LINK, NEW_ROUTE = 16, 24  # RTM_…
 _EPOCH_NS = 1_700_000_000 * S  # what the clock of the time stamps says when the world begins
 _SEND_QUEUE_NS = 3_000  # from sending to leaving
 
@@ -62,7 +63,7 @@ class World:
         self.answer: Callable[[str, Address], int | None] = lambda *_: MS
         self.snapshot = snapshot
         self.ports: list[FakePort] = []
-        self.changes: list[tuple[int, int, Snapshot]] = []
+        self.changes: list[tuple[int, int, Snapshot, int]] = []
         self.sleeps: list[tuple[int, int, bool]] = []
         self._turns = count()
         self._set_at, self._set_to = [0], [_EPOCH_NS]
@@ -107,9 +108,9 @@ class World:
             for each in self.ports if not waits else ():
                 each.miss(from_ns, until_ns)
 
-    def say(self, snapshot: Snapshot, at_ns: int = 0) -> None:
-        """The kernel has this, now or later, and tells of it."""
-        heapq.heappush(self.changes, (at_ns or self.now_ns, next(self._turns), snapshot))
+    def say(self, snapshot: Snapshot, at_ns: int = 0, kind: int = NEW_LINK) -> None:
+        """The kernel has this, now or later, and tells of it by a message of that kind."""
+        heapq.heappush(self.changes, (at_ns or self.now_ns, next(self._turns), snapshot, kind))
 
 
 class FakePort(port.Port):
@@ -122,6 +123,7 @@ class FakePort(port.Port):
         questions, requests, macs: what was sent: for gateways, of probes, and whereto.
         truth: of each target's probe, when it left and when its answer arrives.
         bound: interface, type and gateways of every `bind`.
+        lost: whether the interface has gone since the last one.
     """
 
     def __init__(self, world: World) -> None:
@@ -133,7 +135,7 @@ class FakePort(port.Port):
         self.gateway_mac: bytes = GATEWAY_MAC
         self.alive = self.gateway_alive = True
         self.busy_ns = 0
-        self.closed = False
+        self.closed = self.lost = False
         self.questions: list[bytes] = []
         self.requests: list[bytes] = []
         self.macs: list[bytes] = []
@@ -151,8 +153,12 @@ class FakePort(port.Port):
         self.closed = True
 
     def bind(self, interface: str, kind: int, hops: tuple[Address, ...]) -> None:
-        self._interface, self._kind, self.problem = interface, kind, ""
+        self._interface, self._kind, self.problem, self.lost = interface, kind, "", False
         self.bound.append((interface, kind, hops))
+
+    @property
+    def is_bound(self) -> bool:
+        return not self.lost
 
     def bring(self, packet: bytes, protocol: int = wire.ETH_IPV4, after_ns: int = 0) -> None:
         """A packet arrives."""
@@ -245,8 +251,8 @@ class Kernel:
     def recv(self, _: int) -> bytes:
         if not self._world.changes or self._world.changes[0][0] > self._world.now_ns:
             raise BlockingIOError
-        _, _, self._world.snapshot = heapq.heappop(self._world.changes)
-        return b"something"
+        _, _, self._world.snapshot, kind = heapq.heappop(self._world.changes)
+        return netlink.HEADER.pack(netlink.HEADER.size, kind, 0, 0, 0)
 
 
 class Signals:

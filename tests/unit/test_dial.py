@@ -39,8 +39,10 @@ def dns(flags: int = 0x8180, ident: int = 0x1234, questions: int = 1, name: byte
         dns(0x8380),  # cut off
         dns()[: len(QUESTION)],
         dns(name=b"\x07eXaMpLe\x03ORG\x00\x00\x01\x00\x01"),
+        dns(0x8181, questions=0)[:12],  # it does not understand us, and repeats nothing
+        dns(0x8185, questions=0)[:12],
     ],
-    ids=["record", "no name", "failure", "refusal", "truncated", "bare", "letters"],
+    ids=["record", "no name", "failure", "refusal", "truncated", "bare", "letters", "format error", "curt refusal"],
 )
 def test_whatever_the_server_says_is_an_answer(data: bytes) -> None:
     assert answers(QUESTION, data)
@@ -60,12 +62,17 @@ def test_whatever_the_server_says_is_an_answer(data: bytes) -> None:
         dns(name=b"\x07example\x03org\x00\x00\x01\x00\x03"),
         dns()[: len(QUESTION) - 1],
         dns()[:12],
+        dns(questions=0)[:12],
+        dns(0x0185, questions=0)[:12],
+        dns(0x8185, 0x1235, 0)[:12],
+        dns(0x8185, questions=0)[:11],
         b"\x12\x34",
         b"",
     ],
     ids=[
         *("another's", "byte order", "no answer", "our question", "no question", "two questions"),
-        *("another name", "another type", "another class", "cut off", "head alone", "two bytes", "nothing"),
+        *("another name", "another type", "another class", "cut off", "head alone", "no error and no question"),
+        *("curt, but no answer", "curt, but another's", "half a head", "two bytes", "nothing"),
     ],
 )
 def test_what_is_no_answer_to_our_question_is_none(data: bytes) -> None:

@@ -65,6 +65,16 @@ def route(
     return message(NEW_ROUTE, body + (attribute(6, struct.pack("=I", metric)) if metric is not None else b""))
 
 
+def several(*ways: tuple[int, str | None], metric: int = 0, family: int = socket.AF_INET) -> bytes:
+    """A default route by several interfaces: RTA_MULTIPATH of struct rtnexthop and RTA_GATEWAY each."""
+    hops = b""
+    for index, gateway in ways:
+        body = attribute(5, ip_address(gateway).packed) if gateway else b""
+        hops += struct.pack("=HBBi", 8 + len(body), 0, 0, index) + body
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 4, 0, UNICAST, 0)
+    return message(NEW_ROUTE, body + attribute(6, struct.pack("=I", metric)) + attribute(9, hops))
+
+
 def done() -> bytes:
     return message(DONE, struct.pack("=i", 0))
 
@@ -207,6 +217,24 @@ def test_the_best_default_route_of_each_interface_and_family_has_its_gateway(ans
 def test_a_gateway_of_ipv6_is_its_own(answer: type[Kernel]) -> None:
     answer(routes=[route(3, "fe80::1", 1024, socket.AF_INET6) + done()])
     assert links.look(True).hops[3, 6] == ip_address("fe80::1")
+
+
+def test_a_default_route_by_several_interfaces_is_each_ones(answer: type[Kernel]) -> None:
+    routes = several((3, "192.0.2.2"), (4, None), (5, "203.0.113.2"), metric=5)
+    six = several((3, "fe80::3"), (4, "fe80::4"), family=socket.AF_INET6)
+    answer(routes=[routes + route(5, "203.0.113.1") + route(3, "192.0.2.9", 7) + done()])
+    gateways = {(3, 4): ip_address("192.0.2.2"), (4, 4): None, (5, 4): ip_address("203.0.113.1")}
+    assert links.look(True).hops == gateways
+    answer(routes=[six + done()])
+    assert links.look(True).hops == {(3, 6): ip_address("fe80::3"), (4, 6): ip_address("fe80::4")}
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_ways_that_are_cut_off_end_them(answer: type[Kernel], length: int) -> None:
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 4, 0, UNICAST, 0)
+    hops = struct.pack("=HBBi", min(length, 7), 0, 0, 3)[:length]
+    answer(routes=[message(NEW_ROUTE, body + attribute(9, hops)) + done()])
+    assert links.look(True).hops == {}
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOENT])

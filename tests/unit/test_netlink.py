@@ -192,3 +192,16 @@ def test_a_closed_socket_ends_the_listener() -> None:
     opened.close()
     listener.join(10)
     assert not listener.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("data", "only"),
+    [
+        (route(NEWROUTE, STATIC, 254) + rule(DELRULE, OURS, 250), True),
+        (route(DELROUTE, STATIC, 254), True),
+        (route(NEWROUTE, STATIC, 254) + link(NEWLINK, 3, "eth2"), False),
+        (address(DELADDR, 3), False),
+    ],
+)
+def test_news_of_routes_and_rules_alone_are_told_from_others(data: bytes, only: bool) -> None:
+    assert netlink.only_routes(data) == only

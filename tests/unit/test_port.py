@@ -111,8 +111,12 @@ def test_what_arrives_meanwhile_waits_for_the_next_time() -> None:
 # -- the kernel's filter ---------------------------------------------------------------------------
 
 
-def run_bpf(program: bytes, protocol: int, packet: bytes) -> int:
-    """What a classic BPF program returns for a packet (Documentation/networking/filter.rst); 0 drops it."""
+def run_bpf(program: bytes, protocol: int, packet: bytes, tag: int | None = None) -> int:
+    """What a classic BPF program returns for a packet (Documentation/networking/filter.rst); 0 drops it.
+
+    `tag` is what 802.1Q says of it: priority and VLAN; without one the kernel may have kept that of another (0xFFFF).
+    """
+    beside = {0xFFFFF000: protocol, 0xFFFFF02C: 0xFFFF if tag is None else tag, 0xFFFFF030: int(tag is not None)}
     size = struct.calcsize("HBBI")
     steps = [struct.unpack_from("HBBI", program, at) for at in range(0, len(program), size)]
     accumulator = index = place = 0
@@ -128,8 +132,8 @@ def run_bpf(program: bytes, protocol: int, packet: bytes) -> int:
             held = accumulator == operand if code == 0x15 else bool(accumulator & operand)
             place += yes if held else no
             continue
-        if code in (0x28, 0x20, 0x30) and operand == 0xFFFFF000:  # SKF_AD_OFF + SKF_AD_PROTOCOL
-            accumulator = protocol
+        if code in (0x28, 0x20, 0x30) and operand in beside:  # SKF_AD_OFF and what is told beside the packet
+            accumulator = beside[operand]
             continue
         at = operand + (index if code & 0xE0 == 0x40 else 0)
         width = widths[0x10 if code == 0xB1 else code & 0x18]
@@ -196,6 +200,15 @@ def test_the_filter_lets_through_what_is_understood(name: str) -> None:
     assert parse(packet) or understood
 
 
+@pytest.mark.parametrize("name", WANTED)
+def test_the_filter_tells_the_vlans_of_a_cable_apart(name: str) -> None:
+    packet = WANTED[name]
+    whole, protocol, data = program(str(HOP4), str(HOP6)), protocol_of(packet), bytes(packet)
+    assert not run_bpf(whole, protocol, data, tag=10)
+    assert not run_bpf(whole, protocol, data, tag=0xE000 | 4094)
+    assert run_bpf(whole, protocol, data, tag=0xE000)  # a priority alone
+
+
 @pytest.mark.parametrize("name", UNWANTED)
 def test_the_filter_drops_what_concerns_others(name: str) -> None:
     packet = UNWANTED[name]
@@ -213,6 +226,20 @@ def test_the_filter_hears_no_neighbour_where_there_is_no_gateway() -> None:
     for name in ("arp answer", "arp announcement", "advertisement"):
         assert not run_bpf(program(), protocol_of(WANTED[name]), bytes(WANTED[name]))
     assert run_bpf(program(), ETH_IPV4, bytes(reply()))
+
+
+@pytest.mark.parametrize("count", [2, 32, 33, 500])
+def test_the_filter_hears_each_of_several_neighbours(count: int) -> None:
+    hops = [f"10.0.{n // 250}.{n % 250}" for n in range(count)] + [f"fe80::1:{n:x}" for n in range(count)]
+    whole = program(*hops)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        port.attach_filter(opened, NONCE, IDENT, tuple(map(ip_address, hops)))
+    for hop in (hops[0], hops[count - 1]):
+        assert run_bpf(whole, ETH_ARP, bytes(ARP(op=2, psrc=hop)))
+    for hop in (hops[count], hops[-1]):
+        assert run_bpf(whole, ETH_IPV6, bytes(IPv6() / ICMPv6ND_NA(tgt=hop)))
+    assert bool(run_bpf(whole, ETH_ARP, bytes(ARP(op=2, psrc="192.0.2.3")))) == (count > 32)
+    assert not run_bpf(whole, ETH_IPV4, bytes(UNWANTED["udp"]))
 
 
 @given(st.sampled_from(["reply", "reply with options", "reply of IPv6", "arp answer", "advertisement"]), st.data())

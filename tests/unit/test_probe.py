@@ -228,6 +228,35 @@ def test_a_cable_that_is_pulled_is_seen_without_waiting_for_probes(house: House)
     assert house.says() == ["up", "up"]
 
 
+def test_routes_that_change_all_the_time_are_looked_at_ten_times_a_second(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first at once; nor does a cable that is pulled meanwhile wait."""
+    house.start(isps([OWN1], [OWN2]))
+    looked: list[int] = []
+
+    def look(_: bool) -> Snapshot:
+        looked.append(house.world.now_ns)
+        return house.world.snapshot
+
+    monkeypatch.setattr(links, "look", look)
+    began_ns = house.world.now_ns
+    for n in range(90):
+        house.world.say(house.wires(), began_ns + n * 10 * MS, kit.NEW_ROUTE)
+    house.run(0.005)
+    assert len(looked) == 1
+    house.run(0.04)
+    assert len(looked) == 1
+    house.world.say(house.wires("wan2"))
+    house.run(0.003)
+    assert (len(looked), house.says()) == (2, ["up", "down"])
+    house.run(1)
+    assert len(looked) in range(10, 13)
+    assert house.says() == ["up", "up"]
+    house.run(1)
+    assert len(looked) in range(10, 13)
+
+
 def test_with_a_cable_out_a_target_that_answers_again_counts_nowhere_it_cannot(house: House) -> None:
     house.start(isps([SHARED], [SHARED]))
     house.world.say(house.wires("wan2"))

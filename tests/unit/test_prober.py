@@ -411,7 +411,29 @@ def test_a_link_without_hardware_addresses_is_asked_for_none(make: Make, gateway
     assert rig.status == "up"
     assert rig.port.questions == []
     assert set(rig.port.macs) == {b""}
-    assert rig.port.bound[-1] == ("wan1", 0xFFFE, () if gateway == "none" else (GATEWAY,))
+    assert rig.port.bound[-1] == ("wan1", 0xFFFE, ())
+
+
+def test_ethernet_without_arp_is_asked_for_none_and_frames_go_where_the_kernel_sends_its_own(make: Make) -> None:
+    rig = make(text=V4)
+    rig.port.questions.clear()
+    rig.port.gateway_mac = OUR_MAC  # the far end of a modem takes them all
+    rig.see(snapshot(Link("wan1", 3, 1, True, True, False, OUR_MAC), addresses=ADDRESSES))
+    rig.turn(4)
+    assert (rig.status, rig.port.questions, set(rig.port.macs)) == ("up", [], {OUR_MAC})
+
+
+def test_without_a_gateway_on_ethernet_each_target_is_asked_for_himself(make: Make) -> None:
+    """As the kernel does: the provider answers for everybody (proxy ARP)."""
+    text = TOML.replace('["192.0.2.2", "2001:db8:1::2"]', '"auto"')
+    rig = make('["203.0.113.1", "203.0.113.9", "2001:db8:f::1"]', "quorum = 3", text)
+    rig.see(snapshot(ethernet("wan1", 3), addresses=ADDRESSES, wan1_4=None, wan1_6=None))
+    rig.turn(4)
+    targets = tuple(map(ip_address, ("203.0.113.1", "203.0.113.9", "2001:db8:f::1")))
+    assert (rig.status, set(rig.port.macs)) == ("up", {GATEWAY_MAC})
+    asked = {ip_address(each[48:64] if each[0] >> 4 == 6 else each[24:28]) for each in rig.port.questions}
+    assert asked == {*targets}
+    assert rig.port.bound[-1] == ("wan1", 1, targets)
 
 
 # -- the interface ---------------------------------------------------------------------------------
@@ -481,6 +503,15 @@ def test_the_port_is_bound_again_when_the_interface_is_another(make: Make) -> No
     rig.port.problem = "wan1 does not exist"
     rig.see(rig.world.snapshot)
     assert len(rig.port.bound) == 3
+
+
+def test_the_port_is_bound_again_when_another_interface_has_the_same_name_and_index(make: Make) -> None:
+    """Even if it was there before anybody looked."""
+    rig = make()
+    rig.turn(2)
+    rig.port.lost = True
+    rig.see(HEALTHY)
+    assert len(rig.port.bound) == 2
 
 
 def test_an_address_that_changes_is_followed(make: Make) -> None:

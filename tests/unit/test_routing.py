@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from lsmpy import routing
@@ -133,8 +134,31 @@ def test_the_best_default_route_of_main_by_each_interface_is_its_hop() -> None:
         Route("default", device="ppp0", metric=7),
     ]
     assert routing.best_hops(routes, 4) == {"eth2": "1.1.1.2", "ppp0": "0.0.0.0"}
-    assert list(routing.best_hops(routes, 4)) == ["eth2", "ppp0"]  # the best of all first
+    assert routing.leading(routes) == {"eth2"}
     assert routing.best_hops([Route("default", device="ppp0")], 6) == {"ppp0": "::"}
+
+
+def test_a_default_of_several_ways_is_each_interfaces_own() -> None:
+    """As `ip -N -json route show` prints it, with RTA_MULTIPATH in the kernel or with next hops as objects."""
+    said = """[{"type":"1","dst":"default","nhid":10,"table":"254","protocol":"3","metric":5,"flags":[],"nexthops":[
+        {"gateway":"1.1.1.2","dev":"eth2","weight":1,"flags":[]},{"dev":"ppp0","weight":3,"flags":["linkdown"]}]},
+        {"type":"1","dst":"default","gateway":"1.1.1.9","dev":"eth2","table":"254","metric":7,"flags":[]},
+        {"type":"1","dst":"default","gateway":"3.3.3.2","dev":"eth4","table":"254","metric":7,"flags":[]}]"""
+    routes = msgspec.json.decode(said, type=list[Route], strict=False)
+    assert routing.best_hops(routes, 4) == {"eth2": "1.1.1.2", "ppp0": "0.0.0.0", "eth4": "3.3.3.2"}
+    assert routing.leading(routes) == {"eth2", "ppp0"}
+    ways = "nexthop via 1.1.1.2 dev eth2 weight 1 nexthop dev ppp0 weight 3"
+    assert routes[0].words() == f"default table 254 proto 3 metric 5 {ways}"
+
+
+def test_where_main_has_no_default_nobody_leads() -> None:
+    assert routing.leading([Route("10.0.0.0/8", device="eth4")]) == set()
+
+
+def test_defaults_of_equal_metric_lead_together() -> None:
+    """IPv6 keeps those that two routers have advertised as routes of their own."""
+    routes = [Route("default", gateway=f"fe80::{n}", device=f"eth{n}", metric=1024 + n // 4) for n in (4, 2, 3)]
+    assert routing.leading(routes) == {"eth2", "eth3"}
 
 
 def test_an_interface_has_an_mtu() -> None:

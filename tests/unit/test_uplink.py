@@ -123,6 +123,19 @@ def test_only_ethernet_with_arp_needs_hardware_addresses(kind: int, arp: bool, n
     assert found.needs_mac == needs
 
 
+@pytest.mark.parametrize(("kind", "mac"), [(ETHER, MAC), (PPP, b"")])
+def test_where_nobody_can_be_asked_for_frames_go_to_ourselves_as_the_kernels_do(kind: int, mac: bytes) -> None:
+    found = uplink.find(isp(), 4, snapshot(Link("wan1", 3, kind, True, True, False, MAC)))
+    assert isinstance(found, Path)
+    assert (found.needs_mac, found.mac) == (False, mac)
+
+
+def test_a_default_route_without_a_gateway_on_ethernet_leads_to_everybody_himself() -> None:
+    found = uplink.find(isp(gateway='"auto"'), 4, snapshot(hops={4: None}))
+    assert isinstance(found, Path)
+    assert (found.hop, found.needs_mac) == (None, True)
+
+
 def test_a_family_without_a_gateway_has_no_path_over_ethernet() -> None:
     found = uplink.find(isp('"auto"', '"192.0.2.2"'), 6, snapshot())
     assert isinstance(found, Fault)
