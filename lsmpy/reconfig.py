@@ -20,6 +20,8 @@ from lsmpy import (
     freeing,
     image,
     iptables,
+    kernel,
+    locks,
     plan,
     resolve,
     scene,
@@ -46,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     except LsmpyError as error:
         print(f"lsmpy-reconfig: error: {error}", file=sys.stderr)
         return 2 if options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
+    except KeyboardInterrupt:
+        print(
+            "lsmpy-reconfig: interrupted. If it was in the middle of a rebuild, the next one completes it",
+            file=sys.stderr,
+        )
+        return 130
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -81,7 +89,9 @@ def _run(options: argparse.Namespace) -> int:
         print(text, end="")
         return 1 if text else 0
     if options.clear:
-        log.info("cleared: %s", apply.clear(router))
+        kernel.require_privilege()
+        with locks.unwatched():
+            log.info("cleared: %s", apply.clear(router))
         return 0
     for warning in router.warnings:
         log.warning("%s", warning)
@@ -152,6 +162,7 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     from lsmpy.watch import Watch  # only the daemon needs watchdog
 
     directory = options.state_dir or Path(router.state_dir)
+    kernel.require_privilege()
     state.require_directory(directory)
     watch = Watch(directory, *_interest(router))
     hangups: list[int] = []
@@ -164,7 +175,11 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watch.stop())
     told: Collection[str] | None = None
-    with contextlib.closing(after.Programs()) as programs:
+    with (
+        contextlib.suppress(locks.Stopped),
+        locks.held(locks.WATCH_PATH, shared=True, stopped=lambda: watch.stopped),
+        contextlib.closing(after.Programs()) as programs,
+    ):
         for _ in watch.wakes():
             if hangups:
                 hangups.clear()

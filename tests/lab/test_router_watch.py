@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy.lab import wait_until
+from lsmpy import apply
+from lsmpy.command import CommandError
+from lsmpy.lab import ROUTER, wait_until
 from tests.lab.router_kit import Rig, Watcher, configuration, rig
 
 pytestmark = pytest.mark.lab
@@ -211,6 +214,22 @@ def test_it_ends_within_a_second_with_status_0(tmp_path: Path, busy: bool, numbe
         assert took_s < 1
         watcher.running.wait()  # raises at any other status
         assert router.rebuild() is not None
+
+
+def test_one_that_waits_for_its_turn_can_be_interrupted(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.rebuild()
+        said: list[str] = []
+        with apply.LOCK_PATH.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            running = router.lab.start(ROUTER, router.argv(), said.append)
+            wait_until(lambda: said, what="it to wait")
+            os.kill(running.pid, signal.SIGINT)
+            with pytest.raises(CommandError) as caught:
+                running.wait()
+        assert caught.value.status == 130
+        assert "interrupted" in said[-1]
+        assert len(said) == 2
 
 
 def test_a_first_rebuild_that_fails_ends_it_and_a_later_one_does_not(tmp_path: Path) -> None:
