@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from msgspec import Struct
@@ -18,6 +16,7 @@ from lsmpy import (
     freeing,
     image,
     kernel,
+    locks,
     memory,
     netfilter,
     plan,
@@ -31,7 +30,7 @@ from lsmpy.memory import KeepingError
 from lsmpy.model import Family, Router
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import LOCAL_DEFAULT, Route
-from lsmpy.scene import Scene, look
+from lsmpy.scene import Extra, Scene, look
 
 log = logging.getLogger(__name__)
 
@@ -57,24 +56,30 @@ class Outcome(Struct, frozen=True):
     again_s: float | None = None
 
 
-def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
+def rebuild(
+    router: Router,
+    directory: Path,
+    replace: bool = False,
+    extra: Extra | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Outcome:
     """One rebuild from the state files.
 
     Args:
         router: the configuration.
         directory: where the state files are.
         replace: give up rules that are neither ours nor in [rules], if this is the first rebuild.
+        extra: the tables of [rules], if not as their files are now.
+        stopped: whether to give up waiting for another rebuild to end.
 
     Raises:
         LsmpyError: it could not be done; the message says in what state the router is.
+        locks.Stopped: it was given up, and nothing was changed.
     """
     kernel.require_privilege()
     state.require_directory(directory)
-    with _lock():
-        scene = look(router, directory)
-        if left := list(former.left(scene.router, scene.backend, scene.named)):
-            former.leave(left, scene.backend)
-            scene = look(router, directory)
+    with _lock(stopped):
+        scene = look(router, directory, extra)
         wanted = scene.plan()
         steps = scene.steps(wanted)
         _check_new_rules(scene, steps)
@@ -83,11 +88,12 @@ def rebuild(router: Router, directory: Path, replace: bool = False) -> Outcome:
         if scene.first:
             youth.begin()
         done, changed = _carry_out(scene, wanted, steps, warnings)
+        left = former.leave(former.left(scene.router, scene.backend, scene.named), scene.backend)
         warnings += [f"{v.isp}: {v.why}: not used, whatever its state file says" for v in done.verdicts if v.broken]
         warnings += [f"{v.isp}: {v.why}" for v in done.verdicts if v.isp in scene.waiting and not v.up]
         warnings += _not_ready(scene.router)
         again_s = min(filter(None, (*scene.waiting.values(), youth.left_s())), default=None)
-        return Outcome(done, changed, tuple(warnings), _switched(scene, done), again_s)
+        return Outcome(done, changed or left, tuple(warnings), _switched(scene, done), again_s)
 
 
 def difference(router: Router, directory: Path) -> str:
@@ -128,18 +134,9 @@ def clear(router: Router) -> str:
 # -- looking -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _lock() -> Iterator[None]:
-    """One rebuild at a time; the kernel gives the lock back when its holder dies."""
-    try:
-        descriptor = os.open(LOCK_PATH, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise LsmpyError(f"cannot open the lock {LOCK_PATH}: {error.strerror}. Nothing was changed") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _lock(stopped: Callable[[], bool] = lambda: False) -> AbstractContextManager[None]:
+    """One rebuild at a time."""
+    return locks.held(LOCK_PATH, stopped=stopped)
 
 
 def _switched(scene: Scene, done: Plan) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def keep(scene: Scene, wanted: Plan, steps: list[Changes], replace: bool) -> lis
     else:
         guard.guard(asked, wanted, given, _in_kernel_words(scene, asked))
         guard.refuse_lossy(image.lossy_routes([f for f in asked if f not in known], owned(scene.router)))
-    sides = {}
+    sides = {family: side for family, side in given.items() if family not in scene.live}
     for side in wanted.sides:
         names = [table.name for table in side.tables]
         now = others(scene.live[side.family])
@@ -109,6 +109,7 @@ def _kept(now: Side, names: Iterable[str], given: Side | None, known: bool) -> S
         had[name] if name in had and (known or {*now.table(name).rules} <= {*had[name].rules}) else now.table(name)
         for name in names
     ]
+    tables += [table for name, table in had.items() if name not in names]  # until they are put back
     more_routes, more_rules = ((), ()) if known else (now.routes, now.rules)
     routes, rules = dict.fromkeys((*given.routes, *more_routes)), dict.fromkeys((*given.rules, *more_rules))
     return Side(now.family, tuple(tables), tuple(routes), tuple(rules))
@@ -166,14 +167,15 @@ def _as_it_was(kept: Side) -> Side:
     return Side(kept.family, tuple(table.with_policies({}) for table in kept.tables), kept.routes, kept.rules)
 
 
-def leave(found: Iterable[Left], backend: Backend) -> None:
-    """Put back what was before us, and forget that it was kept."""
-    for each in found:
+def leave(found: Iterable[Left], backend: Backend) -> bool:
+    """Put back what was before us, and forget that it was kept; returns whether there was anything."""
+    for each in (everything := list(found)):
         put_back(
             backend, [changes.between(each.live, each.want)], {}, {each.live.family: each.live}, each.beside_others
         )
         memory.forget(each.live.family, None if each.whole else {table.name for table in each.want.tables})
         log.info("%s is configured no more: what was there before is back", each.name)
+    return bool(everything)
 
 
 def clear(router: Router) -> str:

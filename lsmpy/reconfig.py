@@ -8,8 +8,10 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lsmpy import (
     LsmpyError,
@@ -20,6 +22,8 @@ from lsmpy import (
     freeing,
     image,
     iptables,
+    kernel,
+    locks,
     plan,
     resolve,
     scene,
@@ -28,10 +32,17 @@ from lsmpy import (
     youth,
 )
 from lsmpy.apply import Outcome
+from lsmpy.locks import Stopped
 from lsmpy.model import Router
 from lsmpy.netlink import Interest
+from lsmpy.scene import Extra
+
+if TYPE_CHECKING:
+    from lsmpy.watch import Watch
 
 log = logging.getLogger("lsmpy")
+
+_RETRY_S = 1.0  # after a rebuild that failed, and twice as long after each further one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     except LsmpyError as error:
         print(f"lsmpy-reconfig: error: {error}", file=sys.stderr)
         return 2 if options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
+    except KeyboardInterrupt:
+        print(
+            "lsmpy-reconfig: interrupted. If it was in the middle of a rebuild, the next one completes it",
+            file=sys.stderr,
+        )
+        return 130
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -69,6 +86,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.watch:
+        return _watch(options)
     router = config.load(options.config)
     directory = options.state_dir or Path(router.state_dir)
     if options.dry_run:
@@ -81,18 +100,22 @@ def _run(options: argparse.Namespace) -> int:
         print(text, end="")
         return 1 if text else 0
     if options.clear:
-        log.info("cleared: %s", apply.clear(router))
+        kernel.require_privilege()
+        with locks.unwatched():
+            log.info("cleared: %s", apply.clear(router))
         return 0
-    for warning in router.warnings:
-        log.warning("%s", warning)
-    if options.watch:
-        return _watch(options, router)
-    outcome = _rebuild(router, directory, options.replace)
+    _warn(router)
+    outcome = _told(partial(apply.rebuild, router, directory, options.replace))
     if outcome.changed and not options.no_after:
         programs = after.Programs()
         programs.tell(router.rules.after, _news(options, outcome))
         programs.wait()
     return 0
+
+
+def _warn(router: Router) -> None:
+    for warning in router.warnings:
+        log.warning("%s", warning)
 
 
 def _dry_plan(router: Router, directory: Path) -> tuple[Router, plan.Plan]:
@@ -127,15 +150,15 @@ def _news(options: argparse.Namespace, outcome: Outcome) -> after.News:
     )
 
 
-def _rebuild(router: Router, directory: Path, replace: bool, told: Collection[str] | None = None) -> Outcome:
+def _told(rebuild: Callable[[], Outcome], told: Collection[str] | None = None) -> Outcome:
     """One rebuild, and a line in the log.
 
     Args:
-        router, directory, replace: as for `apply.rebuild`.
+        rebuild: makes it.
         told: the daemon's last warnings, which are not repeated; nor does it say when there was nothing to do.
     """
     began = time.monotonic()
-    outcome = apply.rebuild(router, directory, replace)
+    outcome = rebuild()
     for warning in outcome.warnings:
         if warning not in (told or ()):
             log.warning("%s", warning)
@@ -147,13 +170,43 @@ def _rebuild(router: Router, directory: Path, replace: bool, told: Collection[st
     return outcome
 
 
-def _watch(options: argparse.Namespace, router: Router) -> int:
+def _watch(options: argparse.Namespace) -> int:
     """The daemon: the first rebuild must succeed, a later one that fails is told and tried again."""
-    from lsmpy.watch import Watch  # only the daemon needs watchdog
+    from lsmpy.watch import TICK_S, Watch  # only the daemon needs watchdog
 
-    directory = options.state_dir or Path(router.state_dir)
-    state.require_directory(directory)
-    watch = Watch(directory, *_interest(router))
+    watch = Watch()
+    hangups = _heed_signals(watch)  # before anything that takes time: whoever has started us may send them already
+    router = config.load(options.config)
+    _warn(router)
+    kernel.require_privilege()
+    daemon = _Daemon(options, watch, router, hangups)
+    state.require_directory(watch.directory)
+    retry_s = _RETRY_S
+    with (
+        contextlib.suppress(Stopped),
+        locks.held(locks.WATCH_PATH, shared=True, stopped=lambda: watch.stopped),
+        contextlib.closing(after.Programs()) as programs,
+    ):
+        for _ in watch.wakes():
+            first = daemon.told is None
+            try:
+                outcome = daemon.rebuild()
+            except LsmpyError as error:
+                if first:
+                    raise
+                log.error("error: %s\nIt is tried again in %.0f s, and after every change", error, retry_s)
+                watch.wake_in(retry_s)
+                retry_s = min(2 * retry_s, TICK_S)
+                continue
+            retry_s = _RETRY_S
+            if (outcome.changed or first) and not options.no_after:
+                programs.tell(daemon.router.rules.after, _news(options, outcome))
+            watch.wake_in(outcome.again_s)
+    return 0
+
+
+def _heed_signals(watch: Watch) -> list[int]:
+    """Have SIGTERM and SIGINT stop the watch, and SIGHUP wake it; returns where the latter leaves its number."""
     hangups: list[int] = []
 
     def on_hangup(number: int, _: object) -> None:
@@ -163,25 +216,80 @@ def _watch(options: argparse.Namespace, router: Router) -> int:
     signal.signal(signal.SIGHUP, on_hangup)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watch.stop())
-    told: Collection[str] | None = None
-    with contextlib.closing(after.Programs()) as programs:
-        for _ in watch.wakes():
-            if hangups:
-                hangups.clear()
-                router = _reload(options.config, router)
-                watch.aim(options.state_dir or Path(router.state_dir), *_interest(router))
-            try:
-                outcome = _rebuild(router, watch.directory, options.replace, told)
-            except LsmpyError as error:
-                if told is None:
-                    raise
-                log.error("error: %s", error)
-                continue
-            if (outcome.changed or told is None) and not options.no_after:
-                programs.tell(router.rules.after, _news(options, outcome))
-            told = outcome.warnings
-            watch.wake_in(outcome.again_s)
-    return 0
+    return hangups
+
+
+class _Daemon:
+    """Rebuilds again and again. What is new and cannot be built gives way to what was built last.
+
+    Attributes:
+        router: the configuration that it goes by.
+        told: the last rebuild's warnings, which are not repeated; None before the first.
+    """
+
+    def __init__(self, options: argparse.Namespace, watch: Watch, router: Router, hangups: list[int]) -> None:
+        """Go by the configuration `router`, and by a new one once there is something in `hangups`."""
+        self._options, self._watch, self._hangups = options, watch, hangups
+        self.told: Collection[str] | None = None
+        self._extra: Extra | None = None  # of the last rebuild
+        self._refusal = ""  # why that is not what the files of [rules] say now
+        self._go_by(router)
+
+    def rebuild(self) -> Outcome:
+        """One rebuild; with the rules that were loaded last, if with [rules] as they are now there can be none.
+
+        Raises:
+            LsmpyError: it could not be done.
+            locks.Stopped: the watch was told to end.
+        """
+        outcome = self._reload() if self._hangups else None
+        return outcome or self._rebuild()
+
+    def _rebuild(self) -> Outcome:
+        extra: Extra | None = None
+        try:
+            extra = scene.all_rule_files(self.router)
+            outcome, refusal = self._build(extra), ""
+        except LsmpyError as error:
+            if self._extra is None or self._extra == extra:
+                raise
+            outcome, refusal = self._build(self._extra), str(error)
+        self._tell_of_rules(refusal)
+        return outcome
+
+    def _reload(self) -> Outcome | None:
+        """Go by what the configuration says now; None if that cannot be, and nothing has changed."""
+        self._hangups.clear()
+        old = self.router
+        try:
+            self._go_by(config.load(self._options.config))
+            outcome = self._build(scene.all_rule_files(self.router))
+        except LsmpyError as error:
+            self._go_by(old)
+            log.error("error: the new configuration is refused and the old one kept:\n%s", error)
+            return None
+        log.info("configuration read again")
+        _warn(self.router)
+        self._refusal = ""
+        return outcome
+
+    def _go_by(self, router: Router) -> None:
+        self.router = router
+        self._watch.aim(self._options.state_dir or Path(router.state_dir), *_interest(router))
+
+    def _build(self, extra: Extra) -> Outcome:
+        directory, replace, watch = self._watch.directory, self._options.replace, self._watch
+        build = partial(apply.rebuild, self.router, directory, replace, extra, lambda: watch.stopped)
+        outcome = _told(build, self.told)
+        self.told, self._extra = outcome.warnings, extra
+        return outcome
+
+    def _tell_of_rules(self, refusal: str) -> None:
+        if refusal and refusal != self._refusal:
+            log.warning("[rules] as they are now are refused and those that were loaded last kept:\n%s", refusal)
+        if self._refusal and not refusal:
+            log.info("[rules] as they are now are good again and loaded")
+        self._refusal = refusal
 
 
 def _interest(router: Router) -> tuple[list[str], Interest]:
@@ -190,16 +298,6 @@ def _interest(router: Router) -> tuple[list[str], Interest]:
     interfaces = frozenset(item.interface for item in (*router.isps, *router.lans))
     tables = frozenset(int(isp.table) for isp in router.isps)
     return files, Interest(interfaces, tables, chains=router.options.beside_others)
-
-
-def _reload(path: Path, old: Router) -> Router:
-    try:
-        router = config.load(path)
-    except LsmpyError as error:
-        log.error("error: the new configuration is refused and the old one kept:\n%s", error)
-        return old
-    log.info("configuration read again")
-    return router
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from lsmpy.netfilter import PREFIX, Table
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import PROTOCOL, Link
 
+Extra = Mapping[Family, Mapping[str, Table]]
+
 RAW = "raw"
 
 
@@ -51,7 +53,7 @@ class Scene(Struct, frozen=True):
     router: Router
     backend: Backend
     named: Mapping[Family, frozenset[str]]
-    extra: Mapping[Family, Mapping[str, Table]]
+    extra: Extra
     states: Mapping[str, state.Status]
     links: Mapping[str, Link]
     live: Mapping[Family, Side]
@@ -79,18 +81,20 @@ class Scene(Struct, frozen=True):
         return [_without_spellings(changes.between(self.live[s.family], s), self.live[s.family]) for s in wanted.sides]
 
 
-def look(configured: Router, directory: Path | None) -> Scene:
+def look(configured: Router, directory: Path | None, given: Extra | None = None) -> Scene:
     """Read everything.
 
     Args:
         configured: the configuration.
         directory: where the state files are; None if they do not matter.
+        given: of each family, the tables of [rules], if not as their files are now.
 
     Raises:
         LsmpyError: something could not be read, or the other iptables holds rules that would meet ours.
     """
     router = resolve.on_machine(configured, image.families())
-    extra = {family: rule_files(router, family) for family in router.families}
+    given = all_rule_files(router) if given is None else given
+    extra = {family: dict(given.get(family, {})) for family in router.families}
     named = {family: frozenset(tables) for family, tables in extra.items()}
     backend = iptables.find(router.options.iptables)
     iptables.refuse_other(backend, router.families, router.options.beside_others)
@@ -147,6 +151,16 @@ def others(live: Side) -> Side:
         tuple(route for route in live.routes if route.protocol != PROTOCOL),
         tuple(rule for rule in live.rules if rule.protocol != PROTOCOL),
     )
+
+
+def all_rule_files(configured: Router) -> Extra:
+    """The tables of the [rules] files of each family that this machine has.
+
+    Raises:
+        ConfigError: as for `rule_files`.
+    """
+    router = resolve.on_machine(configured, image.families())
+    return {family: rule_files(router, family) for family in router.families}
 
 
 def rule_files(router: Router, family: Family) -> dict[str, Table]:

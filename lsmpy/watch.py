@@ -51,15 +51,17 @@ class Watch(FileSystemEventHandler):
     """Yields whenever the router should be looked at again, at once after a first change, then settled.
 
     Changes are hints only: whoever is woken reads everything anew, so that none is lost however many there were.
+    What it watches `aim` says; until then it can be woken and stopped.
 
-    Args:
+    Attributes:
         directory: the state directory.
         names: the files in it that matter.
         interest: the interfaces and routing tables that matter.
+        stopped: whether it was told to end.
     """
 
-    def __init__(self, directory: Path, names: Iterable[str], interest: Interest) -> None:
-        self.aim(directory, names, interest)
+    def __init__(self) -> None:
+        self.aim(Path(), (), Interest(frozenset(), frozenset()))
         self.stopped = False
         self._wake = threading.Event()
         self._wake.set()

@@ -36,6 +36,7 @@ VANDALISM = {
     "rules of routing": "ip rule flush\nip rule add pref 32766 lookup main\nip rule add pref 32767 lookup default\n",
     "rules by mark": "ip rule del pref 20002\nip -6 rule del pref 20002\n",
     "a rule too many": "ip rule add pref 100 fwmark 1 lookup 249\n",
+    "a rule as ours": "ip rule del pref 20001 from 1.1.1.1\nip rule add pref 20001 from 1.1.1.1 lookup 250\n",
     "a table": "ip route flush table 249\nip -6 route flush table 249\n",
     "a default": "ip route replace default via 1.1.1.77 dev eth2 table 250\n",
     "the end of a table": "ip route del unreachable default table 249 metric 4294967295\n",
@@ -93,8 +94,10 @@ def test_the_one_that_had_to_wait_builds_the_newest_state(tmp_path: Path) -> Non
         router.say("ISP1", "down")
         with apply.LOCK_PATH.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            running = router.lab.start(ROUTER, router.argv())
-            wait_until(lambda: "-> FLOCK" in Path("/proc/locks").read_text(), what="it to wait for its turn")
+            said: list[str] = []
+            running = router.lab.start(ROUTER, router.argv(), said.append)
+            wait_until(lambda: said, what="it to wait for its turn")
+            assert said == [f"waiting for another lsmpy-reconfig to end, which holds {lock.name}\n"]
             router.say("ISP1", "up")
             router.say("ISP2", "down")
             assert router.dump() == before

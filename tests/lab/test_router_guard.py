@@ -232,6 +232,18 @@ def test_a_missing_rules_file_changes_nothing(tmp_path: Path) -> None:
         assert router.dump() == before
 
 
+def test_nothing_is_cleared_that_a_watcher_would_rebuild_at_once(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router:
+        with router.watching(), router.watching():
+            before = router.dump()
+            result = router.reconfig("--clear")
+            assert result.status == 1
+            assert "Nothing was changed. Stop it first: systemctl stop lsmpy-reconfig" in result.err
+            assert router.dump() == before
+        assert router.reconfig("--clear").status == 0
+        assert router.dump() != before
+
+
 # -- the machine -----------------------------------------------------------------------------------------------------
 
 

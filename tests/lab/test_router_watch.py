@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy.lab import wait_until
+from lsmpy import apply
+from lsmpy.command import CommandError
+from lsmpy.lab import ROUTER, wait_until
 from tests.lab.router_kit import Rig, Watcher, configuration, rig
 
 pytestmark = pytest.mark.lab
@@ -213,6 +216,55 @@ def test_it_ends_within_a_second_with_status_0(tmp_path: Path, busy: bool, numbe
         assert router.rebuild() is not None
 
 
+def test_it_ends_while_another_rebuild_is_under_way(tmp_path: Path) -> None:
+    """We are that rebuild, and do not end before it does."""
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        before = router.dump()
+        with apply.LOCK_PATH.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            router.say("ISP2", "down")
+            watcher.await_line("waiting for another lsmpy-reconfig to end")
+            os.kill(watcher.running.pid, signal.SIGTERM)
+            wait_until(lambda: not watcher.running.alive, what="its end")
+        watcher.running.wait()  # raises at any other status than 0
+        assert router.dump() == before
+
+
+def test_one_that_waits_for_its_turn_can_be_interrupted(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.rebuild()
+        said: list[str] = []
+        with apply.LOCK_PATH.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            running = router.lab.start(ROUTER, router.argv(), said.append)
+            wait_until(lambda: said, what="it to wait")
+            os.kill(running.pid, signal.SIGINT)
+            with pytest.raises(CommandError) as caught:
+                running.wait()
+        assert caught.value.status == 130
+        assert "interrupted" in said[-1]
+        assert len(said) == 2
+
+
+def test_a_hangup_while_it_starts_is_heard(tmp_path: Path) -> None:
+    """Its configuration is a pipe, so that it is not further than where it reads it."""
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.config.unlink()
+        os.mkfifo(router.config)
+        lines: list[str] = []
+        watcher = Watcher(router.lab.start(ROUTER, router.argv("--watch"), lines.append), lines)
+        try:
+            with router.config.open("w") as pipe:  # returns as soon as it is open for reading too
+                os.kill(watcher.running.pid, signal.SIGHUP)
+                router.config.unlink()
+                router.configure(configuration((3, 1)))
+                pipe.write(configuration())
+            watcher.await_line("configuration read again")
+            assert any("--every 4 " in line for line in router.dump())
+        finally:
+            watcher.running.stop()
+
+
 def test_a_first_rebuild_that_fails_ends_it_and_a_later_one_does_not(tmp_path: Path) -> None:
     with rig(tmp_path, configuration(), server=False) as router:
         router.shell("iptables -A FORWARD -s 10.1.2.3 -j ACCEPT\n")
@@ -225,6 +277,5 @@ def test_a_first_rebuild_that_fails_ends_it_and_a_later_one_does_not(tmp_path: P
             router.say("ISP2", "down")
             watcher.await_line("error: ")
             assert not any(DOWN in line for line in watcher.rebuilds)
-            router.shell("iptables-legacy -t nat -F\n")
-            router.say("ISP1", "up")
-            await_verdict(watcher, DOWN, 10)
+            router.shell("iptables-legacy -t nat -F\n")  # of which nobody is told
+            await_verdict(watcher, DOWN, 10)  # sooner than the slow tick

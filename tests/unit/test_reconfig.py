@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(kernel, name, refuse)
     monkeypatch.setattr(command, "start", refuse)
     monkeypatch.setattr(youth, "PATH", tmp_path / "first")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of the tests' own process
 
 
 def files_in(directory: Path) -> dict[str, bytes]:
