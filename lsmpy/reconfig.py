@@ -20,6 +20,7 @@ from lsmpy import (
     freeing,
     image,
     iptables,
+    output,
     plan,
     resolve,
     scene,
@@ -36,16 +37,20 @@ log = logging.getLogger("lsmpy")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status (contract, section 3)."""
-    options = _arguments(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
-    )
-    logging.getLogger("sh").setLevel(logging.WARNING)
+    options = None
     try:
-        return _run(options)
+        with output.whole():
+            options = _arguments(argv)
+            _log_to_stderr(options.verbose)
+            return _run(options)
     except LsmpyError as error:
         print(f"lsmpy-reconfig: error: {error}", file=sys.stderr)
-        return 2 if options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
+        return 2 if options and options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("sh").setLevel(logging.WARNING)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
