@@ -16,6 +16,7 @@ from lsmpy.said import Said
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+_END_S = 0.3  # a daemon ends within a second, and there is more to end
 
 
 class News(Struct, frozen=True):
@@ -63,7 +64,8 @@ class Programs:
         with self._change:
             self._next = programs, news.following(self._next[1] if self._next else None)
             if self._thread is None and programs:
-                self._thread = threading.Thread(target=self._work)
+                # What a program has left behind may hold its output, and then what reads it does not end with us.
+                self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
 
     @property
@@ -77,12 +79,12 @@ class Programs:
             self._change.wait_for(lambda: self._thread is None)
 
     def close(self) -> None:
-        """End the one that runs, and begin no more."""
+        """End the one that runs, and begin no more; what it has left behind goes on unheard."""
         with self._change:
             self._closed = True
             if self._running:
                 self._running.kill()
-        self.wait()
+            self._change.wait_for(lambda: self._thread is None, _END_S)
 
     def _work(self) -> None:
         while True:

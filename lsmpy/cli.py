@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lsmpy import LsmpyError, __version__, config, state
+from lsmpy import LsmpyError, __version__, config, output, state
 
 
 class UnknownIspError(LsmpyError):
@@ -19,6 +19,19 @@ class UnknownIspError(LsmpyError):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status (contract, section 3)."""
+    try:
+        with output.whole():
+            options = _arguments(argv)
+            return int(options.run(options))
+    except LsmpyError as error:
+        print(f"lsmpy: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("lsmpy: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lsmpy", description="Failover and load balancing over two or more ISPs.")
     parser.add_argument("--version", action="version", version=f"lsmpy {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -57,15 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         "--json", action="store_true", help="print the facts as JSON, and the timeline on standard error"
     )
 
-    options = parser.parse_args(argv)
-    try:
-        return int(options.run(options))
-    except LsmpyError as error:
-        print(f"lsmpy: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("lsmpy: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return parser.parse_args(argv)
 
 
 def _force(options: argparse.Namespace) -> int:

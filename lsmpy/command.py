@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,12 @@ _PIECE = 1024
 _PATH = os.pathsep.join(filter(None, [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/bin", "/bin"]))
 # Messages and numbers are parsed and shown, so they must not depend on who runs us.
 ENVIRONMENT = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+
+# What the kernel says of a file that is there and executable, in words that help.
+_WRONG_FILES = {
+    errno.ENOEXEC: 'it is no program of this machine; the first line of a script names the interpreter, as "#!/bin/sh"',
+    errno.ENOENT: "the interpreter that its first line names is not there, or its lines end as on Windows",
+}
 
 
 class CommandError(LsmpyError):
@@ -101,7 +109,17 @@ def find(program: str) -> str:
     """
     if path := which(program):
         return path
-    raise CommandError([program], None, "there is no such program on this machine; install it")
+    raise CommandError([program], None, _why_not_found(program))
+
+
+def _why_not_found(program: str) -> str:
+    if "/" not in program:
+        return "there is no such program on this machine; install it"
+    if os.path.isdir(program):
+        return "it is a directory, and no program"
+    if os.path.exists(program):
+        return f"it is not executable; if it is a program: chmod +x {program}"
+    return "there is no such file"
 
 
 def start(
@@ -161,13 +179,22 @@ def _start(argv: Sequence[str], timeout_s: float | None, **options: Any) -> Runn
             **{"_env": ENVIRONMENT, **options},
         )
     except (OSError, sh.ForkException) as error:
-        raise CommandError(argv, None, str(error)) from error
+        raise CommandError(argv, None, _why_not_started(error)) from error
     guard = None
     if timeout_s is not None:
         guard = threading.Timer(timeout_s, _kill, [process])
         guard.daemon = True
         guard.start()
     return Running(tuple(argv), process, guard)
+
+
+def _why_not_started(error: Exception) -> str:
+    """The reason in what may be the traceback of sh's child."""
+    numbers = re.findall(r"\[Errno (\d+)\]", str(error))
+    if not numbers:
+        return str(error).strip().rpartition("\n")[2]
+    number = int(numbers[-1])
+    return _WRONG_FILES.get(number) or os.strerror(number)
 
 
 def run(*argv: str, stdin: str = "", timeout_s: float = TIMEOUT_S) -> str:

@@ -18,7 +18,20 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, port, standing, state, verdict
+from lsmpy import (
+    LsmpyError,
+    __version__,
+    background,
+    config,
+    links,
+    lsmconf,
+    netlink,
+    output,
+    port,
+    standing,
+    state,
+    verdict,
+)
 from lsmpy.herald import Herald
 from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
 from lsmpy.source import Source, load
@@ -367,6 +380,16 @@ def _signals() -> Iterator[socket.socket]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run lsmpy-probe and return its exit status."""
+    try:
+        with output.whole():
+            _run(_arguments(argv))
+    except LsmpyError as error:
+        log.error("lsmpy-probe: error: %s", error)
+        return error.exit_status
+    return 0
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("lsmpy-probe", description=__doc__)
     parser.add_argument("-c", "--config", metavar="FILE", type=Path, default=config.DEFAULT_PATH, help="or an lsm.conf")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="where the state files are")
@@ -377,18 +400,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fork", action="store_true", help="go on in the background, as LSM does")
     parser.add_argument("-f", "--no-fork", action="store_true", help="as LSM: neither --fork nor --pidfile hold")
     parser.add_argument("-v", "--version", action="version", version=f"lsmpy-probe version {__version__}")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _run(options: argparse.Namespace) -> None:
     ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config) else None
     background.log_to(ident)
-    try:
-        with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir)) as daemon:
-            pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
-            with background.running(pid_file, fork):
-                daemon.run(signals, options.once)
-    except LsmpyError as error:
-        log.error("lsmpy-probe: error: %s", error)
-        return error.exit_status
-    return 0
+    with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir)) as daemon:
+        pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
+        with background.running(pid_file, fork):
+            daemon.run(signals, options.once)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from lsmpy import (
     iptables,
     kernel,
     locks,
+    output,
     plan,
     resolve,
     scene,
@@ -47,22 +48,26 @@ _RETRY_S = 1.0  # after a rebuild that failed, and twice as long after each furt
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status (contract, section 3)."""
-    options = _arguments(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
-    )
-    logging.getLogger("sh").setLevel(logging.WARNING)
+    options = None
     try:
-        return _run(options)
+        with output.whole():
+            options = _arguments(argv)
+            _log_to_stderr(options.verbose)
+            return _run(options)
     except LsmpyError as error:
         print(f"lsmpy-reconfig: error: {error}", file=sys.stderr)
-        return 2 if options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
+        return 2 if options and options.diff else error.exit_status  # 1 would mean that they differ, as for diff(1)
     except KeyboardInterrupt:
         print(
             "lsmpy-reconfig: interrupted. If it was in the middle of a rebuild, the next one completes it",
             file=sys.stderr,
         )
         return 130
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("sh").setLevel(logging.WARNING)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from lsmpy import LsmpyError, command, config, flows, report, sandbox, sources, state
-from lsmpy.lab import ROUTER, Lab, LabError
+from lsmpy import LsmpyError, command, config, flows, report, sandbox, state, ways
+from lsmpy.lab import PORT, ROUTER, Lab, LabError
 from lsmpy.model import FAMILIES, Family, Isp, Lan, Router
 from lsmpy.report import FAULTS, FaultName, Rebuild, Report, Shares, Trial
+from lsmpy.ways import Kind, Ways
 
 _DIRECTORY = Path("/run/lsmpy-rehearsal")
 _RATE = 200.0  # new flows a second in all: enough for exact shares in seconds, little enough for a small machine
@@ -22,6 +23,7 @@ _STILL_MS = 1000.0  # a long flow on a healthy ISP that gets no answer for so lo
 _SLACK_S = 15.0  # what a loaded machine may add before something counts as not happening
 _GREETING_S = 2.0
 _POLL_S = 0.02
+_PROTOS: tuple[flows.Proto, ...] = ("tcp", "udp")
 
 
 def rehearse(path: Path, as_json: bool) -> int:
@@ -77,7 +79,7 @@ class Rehearsal:
         self._streams: dict[str, flows.Stream] = {}
         self._long: dict[str, flows.LongFlows] = {}
         self._blamed: dict[tuple[str, flows.Flow], str] = {}  # a lost flow and the ISP it was on, as far as known
-        self._owners = dict(self._owned())
+        self._ways = {(k.lan, k.family, k.proto): ways.find(router, k) for k in self._kinds()}
         self._judged: dict[str, int] = {}  # how many of each stream's flows have been
 
     def run(self) -> Report:
@@ -89,6 +91,7 @@ class Rehearsal:
         trials = []
         with self._lab, ExitStack() as stack:
             self._say("", f"a twin of the router, {len(self._router.isps)} ISPs, {len(self._router.lans)} LANs")
+            self._tell_of_policies()
             self._lab.start_server()
             self._start("lsmpy-reconfig", "lsmpy.reconfig", "--watch", "--no-after")
             self._start("lsmpy-probe", "lsmpy.probe")
@@ -121,7 +124,7 @@ class Rehearsal:
     def _send(self, stack: ExitStack) -> None:
         """Let every LAN's host send new flows."""
         for lan, families in self._senders():
-            stream = flows.Stream(self._lab, lan.name, _RATE / len(self._router.lans), families=families)
+            stream = flows.Stream(self._lab, lan.name, _RATE / len(self._router.lans), _PROTOS, families)
             self._streams[lan.name] = stack.enter_context(stream)
 
     def _converse(self) -> None:
@@ -130,7 +133,7 @@ class Rehearsal:
             before.stop()
         for lan, families in self._senders():
             count = min(16, 2 * len(self._router.isps) * len(families))
-            long = flows.LongFlows(self._lab, lan.name, count, ("tcp", "udp"), families)
+            long = flows.LongFlows(self._lab, lan.name, count, _PROTOS, families)
             self._long[lan.name] = long.start()
             with suppress(LateError):  # some may find no way, if something is wrong with the rules
                 self._wait(lambda: len(long.isps()) == count, _GREETING_S, "long flows")  # noqa: B023
@@ -141,14 +144,23 @@ class Rehearsal:
             if families:
                 yield lan, families
 
-    def _owned(self) -> Iterator[tuple[tuple[str, Family], str]]:
-        """The LANs and families whose host has an address that one ISP alone carries, and that ISP (R9)."""
+    def _kinds(self) -> Iterator[Kind]:
+        """The kinds of flows that they send."""
         for lan, families in self._senders():
             for family in families:
-                host = self._lab.host(lan.name, family)
-                for isp in self._router.isps:
-                    if any(host in net for net in sources.owned(isp, family)):
-                        yield (lan.name, family), isp.name
+                if host := self._lab.host(lan.name, family):
+                    for proto in _PROTOS:
+                        yield Kind(lan.name, family, proto, PORT, host, self._lab.server[family])
+
+    def _ways_of(self, lan: str, flow: flows.Flow) -> Ways:
+        return self._ways[lan, flow.family, flow.proto]
+
+    def _tell_of_policies(self) -> None:
+        """Say which policies are rehearsed: what the server is not asked for, nobody tries."""
+        for policy in self._router.policies:
+            kinds = [f"{lan} (IPv{f}, {proto})" for (lan, f, proto), w in self._ways.items() if w.policy == policy.name]
+            about = f"decides for {', '.join(kinds)}" if kinds else "is not rehearsed, as no flow of the twin's is its"
+            self._say("", f"policy {policy.name} {about}")
 
     def _say(self, who: str, text: str, when: float | None = None) -> None:
         seconds = (when or time.monotonic()) - self._began
@@ -158,9 +170,8 @@ class Rehearsal:
     # -- one trial -------------------------------------------------------------------------------------------------
 
     def _trial(self, isp: Isp, fault: FaultName, before: Shares) -> Trial:
-        switches = len(self._router.isps) > 1 and isp.tier == min(each.tier for each in self._router.isps)
-        # By hash the few hosts here may all have another ISP, and those of an ISP's network have no other.
-        if self._router.options.balance == "hash" or self._owners:
+        switches = self._switches(isp)
+        if self._router.options.balance == "hash":  # by which the few hosts here may all have another ISP
             switches = switches and before.get(isp.name, 0) > 0
         trial = Trial(isp=isp.name, fault=fault, switches=switches, before=before, failures=[])
         foreign = self._foreign()
@@ -172,7 +183,9 @@ class Rehearsal:
             self._await_failover(isp, trial, began)
         except LateError as error:
             trial.failures.append(str(error))
+        rebuilt = time.monotonic()
         trial.during = self._measure()
+        trial.stayed = self._stayed(isp, rebuilt)
         repaired = time.monotonic()
         self._say(isp.name, f"repaired: {fault}")
         self._repair(isp, fault)
@@ -185,6 +198,11 @@ class Rehearsal:
         trial.foreign = self._foreign() - foreign
         trial.judge()
         return trial
+
+    def _switches(self, isp: Isp) -> bool:
+        """Whether some new flows are the ISP's when all are up, and another's when it is down."""
+        known = self._ways.values() or [ways.balanced(self._router, family) for family in self._router.families]
+        return any(isp.name in each.first and not each.only(isp.name) for each in known)
 
     def _break(self, isp: Isp, fault: FaultName) -> None:
         if fault == "upstream dead":
@@ -236,15 +254,23 @@ class Rehearsal:
         """Let flows go for a while and return how they were shared."""
         start = time.monotonic()
         self._wait(lambda: time.monotonic() - start > _MEASURE_S, 2 * _MEASURE_S, "time to pass")
-        every = [flow.isp for each in self._streams.values() for flow in list(each.flows) if flow.ok and flow.t > start]
-        return report.shares((isp.name for isp in self._router.isps), every)
+        return report.shares((isp.name for isp in self._router.isps), [flow.isp for _, flow in self._arrived(start)])
+
+    def _stayed(self, isp: Isp, since: float) -> int:
+        """How many new flows the ISP has got since then that another could have carried."""
+        arrived = self._arrived(since)
+        return sum(flow.isp == isp.name and not self._ways_of(lan, flow).only(isp.name) for lan, flow in arrived)
+
+    def _arrived(self, since: float) -> list[tuple[str, flows.Flow]]:
+        every = [(lan, flow) for lan, stream in self._streams.items() for flow in list(stream.flows)]
+        return [(lan, flow) for lan, flow in every if flow.ok and flow.t > since]
 
     def _count_lost(self, isp: Isp, trial: Trial, began: float) -> None:
         """Tell losses that are the fault's from those that are the router's.
 
         The router's conntrack says on which ISP a lost flow was; a flow that it does not know never left the router.
         Excused is what was under way on the faulty ISP, or on none, between the fault and the end of the rebuild; or,
-        of hosts for whom there is no other, until it is back.
+        of flows that have no other way, until it is back. What the configuration gives no way at all is not counted.
         """
         self._blame()
         excused = began + trial.rebuilt_s if trial.switches and trial.rebuilt_s is not None else time.monotonic()
@@ -252,10 +278,10 @@ class Rehearsal:
             ended = list(stream.flows)
             for flow in ended[self._judged.get(lan, 0) :]:
                 where = self._blamed.get((lan, flow), "")
-                if flow.ok:
+                way = self._ways_of(lan, flow)
+                if flow.ok or not way.every:
                     continue
-                hopeless = self._owners.get((lan, flow.family)) == isp.name
-                began_late = flow.t > excused and not hopeless
+                began_late = flow.t > excused and not way.only(isp.name)
                 if where in ("", isp.name) and began <= flow.t + flow.ms / 1000 and not began_late:
                     trial.lost_here += 1
                 else:
@@ -266,7 +292,7 @@ class Rehearsal:
             for event in list(each.events):
                 hurt = event.event == "broken" or (event.event == "gap" and event.ms >= _STILL_MS)
                 home = each.isp_at(event.flow, event.t)  # before it moved, if it has
-                if hurt and event.t >= began and home != isp.name:
+                if hurt and event.t >= began and home not in ("", isp.name):
                     trial.hurt_elsewhere += 1
                     self._say(isp.name, f"long flow hurt on {home}: {event}")
 

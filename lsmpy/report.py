@@ -48,7 +48,8 @@ class Trial(Struct, kw_only=True):
     """One fault of one ISP, from its beginning until the ISP carried new flows again.
 
     Attributes:
-        switches: whether this ISP's failure must change where new flows go; not with a single ISP, nor for a spare one.
+        switches: whether this ISP's failure must change where new flows go; not with a single ISP, nor for one that is
+            spare to all of them.
         detected_s: from the fault until the state file or the router knew of it; None if that never came.
         rebuilt_s: from the fault until the router was rebuilt without it.
         back_s: from the repair until the router was rebuilt with it, for a dead line after the prober's thresholds.
@@ -57,6 +58,7 @@ class Trial(Struct, kw_only=True):
         hurt_elsewhere: long flows on other ISPs that broke or stood still for a second; must be 0.
         foreign: packets that reached an ISP with a source address that is not its own; must be 0.
         before, during, after: each ISP's part of the new flows, from 0 to 1.
+        stayed: new flows that the ISP got after the rebuild though another could carry them; must be 0.
         failures: what was not as promised, in words.
     """
 
@@ -73,6 +75,7 @@ class Trial(Struct, kw_only=True):
     before: Shares = {}
     during: Shares = {}
     after: Shares = {}
+    stayed: int = 0
     failures: list[str] = []
 
     def judge(self) -> None:
@@ -84,8 +87,8 @@ class Trial(Struct, kw_only=True):
             self.failures.append(f"{self.hurt_elsewhere} long flows on other ISPs were hurt")
         if self.foreign:
             self.failures.append(f"{self.foreign} packets reached an ISP with a foreign source address")
-        if self.switches and self.during.get(here):
-            self.failures.append(f"{here} still got new flows after the rebuild")
+        if self.switches and self.stayed:
+            self.failures.append(f"{here} still got {self.stayed} new flows after the rebuild")
         for when, shares in (("before", self.before), ("after", self.after)):
             if self.switches and shares and not shares.get(here):
                 self.failures.append(f"{here} got no new flows {when} the fault")

@@ -29,16 +29,19 @@ class TwinError(LsmpyError):
     """The configured router has no twin in a laboratory."""
 
 
-def server(family: Family, taken: Sequence[Network]) -> Address:
-    """An address for the internet's server, outside the networks in use.
+def server(family: Family, taken: Sequence[Network], shunned: Sequence[Network] = ()) -> Address:
+    """An address for the internet's server, outside the networks in use and, if there is one, the `shunned` ones.
 
     Raises:
         TwinError: none is left.
     """
-    for text in _SERVERS[family]:
-        address = ipaddress.ip_address(text)
-        if not any(address in net for net in taken):
+    addresses = map(ipaddress.ip_address, _SERVERS[family])
+    free = [address for address in addresses if not any(address in net for net in taken)]
+    for address in free:
+        if not any(address in net for net in shunned):
             return address
+    if free:
+        return free[0]
     raise TwinError(f"no IPv{family} address is left for the internet's server: the configured networks cover them all")
 
 

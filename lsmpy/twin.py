@@ -38,18 +38,15 @@ class Twin:
         Raises:
             TwinError: none are left, or the configuration itself leaves addresses to the kernel.
         """
-        for item in (*router.isps, *router.lans):
-            if left := {AUTO, NONE}.intersection((*item.address, *(item.gateway if isinstance(item, Isp) else ()))):
-                raise TwinError(
-                    f'{item.name} has "{min(left)}" for an address or gateway, and a twin of the router has to know '
-                    "them. Nothing was built. Rehearse a copy of the configuration that gives those of today"
-                )
+        _require_fixed(router)
         self.router = router
         families = [f for f in FAMILIES if any(isp.carries(f) for isp in router.isps)]
         taken = [each.network for item in (*router.isps, *router.lans) for f in FAMILIES for each in item.addresses(f)]
         taken += [net for isp in router.isps for net in isp.prefixes(6)]
         taken += [ipaddress.ip_network(address) for address in self._checks()]
-        self.server: dict[Family, Address] = {f: spare.server(f, taken) for f in families}
+        # What goes to the server is to be balanced like most of the LANs' traffic, and not what some policy is about.
+        special = [net for policy in router.policies if policy.to for f in families for net in policy.targets(f)]
+        self.server: dict[Family, Address] = {f: spare.server(f, taken, special) for f in families}
         self._transit = {f: spare.transits(f, [*taken, ipaddress.ip_network(self.server[f])]) for f in families}
 
     # -- who and where -----------------------------------------------------------------------------------------------
@@ -243,6 +240,27 @@ class Twin:
             if places:
                 lines.append(f"route add default via {lan.addresses(family)[0].ip} dev router")
         return _script([ROUTER], lines, {"ipv4/conf/*/rp_filter": 0})
+
+
+def _require_fixed(router: Router) -> None:
+    """Refuse what only the router itself has.
+
+    Raises:
+        TwinError: an address or a gateway is left to the kernel, or there is none.
+    """
+    for item in (*router.isps, *router.lans):
+        gateway = item.gateway if isinstance(item, Isp) else ()
+        if AUTO in (*item.address, *gateway):
+            raise TwinError(
+                f'{item.name} has "{AUTO}" for an address or gateway, and a twin of the router has to know them. '
+                "Nothing was built. Rehearse a copy of the configuration that gives those of today"
+            )
+        if NONE in gateway:
+            raise TwinError(
+                f'{item.name} has gateway = "{NONE}", and the cables of a twin are Ethernet, where that leads nowhere. '
+                "Nothing was built. Rehearse a copy of the configuration that gives this ISP a gateway in its "
+                'address\'s network, such as address = "192.0.2.1/30" and gateway = "192.0.2.2"'
+            )
 
 
 def foreign_count(saved: str) -> int:

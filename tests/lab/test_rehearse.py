@@ -89,6 +89,30 @@ def test_hosts_of_one_isps_network_wait_for_it_and_others_go_on(
     assert (waiting["I1"] > 0, waiting["I2"]) == (True, 0)
 
 
+def test_flows_that_policies_are_about_are_judged_by_them(
+    rehearsed: Rehearsed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TCP prefers I2, UDP may only go by I1 and is refused without it, and IPv6 is I1's alone."""
+    monkeypatch.setattr(rehearse, "_MEASURE_S", 1.2)  # longer than those who wait are patient
+    isps = isps_of(2).replace("'10.0.2.1/24', '2001:db8:2::1/64'", "'10.0.2.1/24'")
+    isps = isps.replace("'10.0.2.2', '2001:db8:2::2'", "'10.0.2.2'")
+    policies = [
+        'name = "bank"\nto = "198.51.100.0/24"\nuse = "I1"\notherwise = "unreachable"',
+        'name = "tcp"\nlan = "dev"\nprotocol = "tcp"\nuse = ["I2", "I1"]',
+        'name = "udp"\nprotocol = "udp"\nuse = ["I1"]\notherwise = "unreachable"',
+    ]
+    status, facts, timeline = rehearsed(FAST + isps + LAN6 + "".join(f"[[policy]]\n{each}\n" for each in policies))
+    assert (status, facts.ok) == (0, True), timeline
+    for trial in facts.trials:
+        assert trial.before["I2"] == pytest.approx(0.25, abs=0.03)  # TCP of IPv4
+    refused, moved = (trial for trial in facts.trials if trial.fault == "forced by hand")
+    assert (refused.lost_here > 20, moved.lost_here) == (True, 0)
+    assert refused.during == {"I1": pytest.approx(0.67, abs=0.03), "I2": pytest.approx(0.33, abs=0.03)}
+    assert moved.during == {"I1": 1.0, "I2": 0.0}
+    assert "policy bank is not rehearsed" in timeline
+    assert "policy tcp decides for dev (IPv4, tcp), dev (IPv6, tcp)" in timeline
+
+
 def test_a_single_isp_without_lans(rehearsed: Rehearsed) -> None:
     status, facts, timeline = rehearsed(FAST + isps_of(1, "6"))
     assert (status, facts.ok, facts.flows) == (0, True, 0), timeline
@@ -132,7 +156,7 @@ def test_programs_of_the_machine_are_not_run(rehearsed: Rehearsed, tmp_path: Pat
 
 def test_addresses_that_only_the_router_knows_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "lsmpy.toml"
-    for key, value in (("address", "auto"), ("gateway", "auto"), ("gateway", "none")):
+    for key, value in (("address", "auto"), ("gateway", "auto")):
         file.write_text(re.sub(rf"(?m)^{key} = .*", f'{key} = "{value}"', isps_of(1, "4")) + LAN)
         assert cli.main(["rehearse", "-c", str(file)]) == 1
         assert f'I1 has "{value}" for an address or gateway' in capsys.readouterr().err

@@ -145,6 +145,17 @@ def test_closing_ends_the_one_that_runs_and_begins_no_more(tmp_path: Path, caplo
     assert "never: never" not in said(caplog)
 
 
+@pytest.mark.parametrize("text", ["setsid sleep 6 &", "setsid sleep 6 &\nexec sleep 60", "setsid sleep 6 &\nsleep 60"])
+def test_what_one_leaves_behind_does_not_hold_up_the_end(tmp_path: Path, text: str) -> None:
+    """It is in a session of its own, where it is not killed, and holds what the program printed to."""
+    programs = Programs()
+    programs.tell([script(tmp_path, f"echo here; {text}")], NEWS)
+    time.sleep(0.3)
+    began = time.monotonic()
+    programs.close()
+    assert time.monotonic() - began < 0.8
+
+
 def test_without_programs_there_is_no_thread(programs: Programs) -> None:
     programs.tell([], NEWS)
     assert programs.idle

@@ -74,6 +74,34 @@ def test_a_missing_program_is_told_with_a_remedy() -> None:
     assert caught.value.status is None
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "why"),
+    [
+        (
+            "echo no first line",
+            0o755,
+            'it is no program of this machine; the first line of a script names .* "#!/bin/sh"',
+        ),
+        ("#!/nowhere/sh\n", 0o755, "the interpreter that its first line names is not there, or .*"),
+        ("#!/bin/sh\r\necho\r\n", 0o755, "the interpreter .*, or its lines end as on Windows"),
+        ("#!/bin/sh\n", 0o644, r"it is not executable; if it is a program: chmod \+x .*/hook"),
+        (None, 0, "there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_told_with_a_remedy(tmp_path: Path, text: str | None, mode: int, why: str) -> None:
+    hook = tmp_path / "hook"
+    if text is not None:
+        hook.write_text(text)
+        hook.chmod(mode)
+    with pytest.raises(CommandError, match=rf"^{hook} could not be run: {why}$"):
+        command.run(str(hook))
+
+
+def test_a_directory_is_no_program(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"could not be run: it is a directory, and no program$"):
+        command.run(str(tmp_path))
+
+
 def test_a_program_that_takes_too_long_is_killed() -> None:
     with pytest.raises(CommandError) as caught:
         command.run("sleep", "60", timeout_s=0.1)

@@ -27,6 +27,7 @@ PURE = (
         "marking",
         "choice",
         "policies",
+        "ways",
         "shares",
         "buckets",
         "tree",
