@@ -12,7 +12,9 @@ from lsmpy.model import (
     AUTO,
     FAMILIES,
     NONE,
+    Address,
     Addressed,
+    Interface,
     Isp,
     Lan,
     Network,
@@ -32,18 +34,20 @@ def check(mistakes: Mistakes, isps: list[Isp], lans: list[Lan], options: Options
     _unique(mistakes, "isp", isps, ("name", "mark", "table"))
     _unique(mistakes, "lan", lans, ("name",))
     interfaces: dict[str, tuple[str, str]] = {}
-    addresses: dict[str, str] = {}
+    addresses: dict[str, tuple[str, str]] = {}
     for table, items in (("isp", isps), ("lan", lans)):
         for index, item in enumerate(items):
-            other, owner = interfaces.setdefault(item.interface, (table, item.name))
-            if owner != item.name and (other, table) != ("isp", "isp"):
-                text = f"{shown(item.interface)} is {owner}'s already; each LAN needs an interface of its own"
+            this = table, item.name
+            _check_interface(mistakes, table, index, item.interface)
+            other = interfaces.setdefault(item.interface, this)
+            if other != this and (other[0], table) != ("isp", "isp"):
+                text = f"{shown(item.interface)} is {other[1]}'s already; each LAN needs an interface of its own"
                 mistakes.wrong(table, index, "interface", text)
             _check_addresses(mistakes, table, index, item)
             for text in item.address:
-                owner = addresses.setdefault(text.split("/")[0], item.name)
-                if owner != item.name and text != AUTO:
-                    mistakes.wrong(table, index, "address", f"{text} is {owner}'s already; give each its own")
+                other = addresses.setdefault(text.split("/")[0], this)
+                if other != this and text != AUTO:
+                    mistakes.wrong(table, index, "address", f"{text} is {other[1]}'s already; give each its own")
     for index, isp in enumerate(isps):
         _check_isp(mistakes, index, isp)
         if isp.table == LOCAL_DEFAULT and options.local_traffic == "balance":
@@ -72,11 +76,11 @@ def check_rules(mistakes: Mistakes, rules: Rules, options: Options) -> None:
             mistakes.wrong("rules", None, f"ipv{family}", text)
 
 
-def check_programs(mistakes: Mistakes, table: str, key: str, programs: tuple[str, ...]) -> None:
-    """Add to the `mistakes` programs that would be looked for in the directory of whoever starts us."""
-    for text in programs:
+def check_paths(mistakes: Mistakes, table: str, key: str, paths: tuple[str, ...]) -> None:
+    """Add to the `mistakes` files that would be looked for in the directory of whoever starts us."""
+    for text in paths:
         if not text.startswith("/"):
-            mistakes.wrong(table, None, key, f"{shown(text)} is no absolute path; give a program's whole path")
+            mistakes.wrong(table, None, key, f"{shown(text)} is no absolute path; give the file's whole path")
 
 
 def check_prefixes(
@@ -246,6 +250,19 @@ def _unique(mistakes: Mistakes, table: str, items: Sequence[Isp | Lan | Policy],
             seen.setdefault(value, item.name)
 
 
+def _check_interface(mistakes: Mistakes, table: str, index: int, name: str) -> None:
+    real = name.partition(":")[0]
+    if real != name:
+        text = f"is an alias, which only labels an address, and no interface; write {shown(real)}"
+    elif name == "lo":
+        text = "is the loopback, by which nobody else is reached; give the interface that the cable is at"
+    elif name in ("all", "default"):
+        text = "is the kernel's word for the settings of every interface; give the name of one"
+    else:
+        return
+    mistakes.wrong(table, index, "interface", f"{shown(name)} {text}")
+
+
 def _check_addresses(mistakes: Mistakes, table: str, index: int, item: Addressed) -> None:
     if not item.address and mistakes.usable(table, index, "address"):
         mistakes.wrong(table, index, "address", 'is empty; give an address with its prefix, such as "192.0.2.1/24"')
@@ -260,6 +277,19 @@ def _check_addresses(mistakes: Mistakes, table: str, index: int, item: Addressed
             length = 64 if ":" in text else 24
             text = f'{shown(text)} has no prefix length; write "{text}/{length}" or what your network has'
             mistakes.wrong(table, index, "address", text)
+        elif wrong := _no_host(ip_interface(text)):
+            mistakes.wrong(table, index, "address", f"{text} {wrong}")
+
+
+def _no_host(own: Interface) -> str:
+    """Why an interface cannot have this address, or an empty string."""
+    network = own.network
+    if own.ip.is_loopback or own.ip.is_multicast or own.ip.is_unspecified:
+        return "is no address that others can send to; give the one that this interface has"
+    if own.version == 6 or network.prefixlen > 30 or own.ip not in (network[0], network[-1]):
+        return ""
+    what = "the network itself" if own.ip == network[0] else "the broadcast address of its network"
+    return f"is {what}; give the router's address in it, from {network[1]} to {network[-2]}"
 
 
 def _check_isp(mistakes: Mistakes, index: int, isp: Isp) -> None:
@@ -314,6 +344,7 @@ def _check_isp(mistakes: Mistakes, index: int, isp: Isp) -> None:
 def _check_targets(mistakes: Mistakes, index: int, isp: Isp, families: set[int]) -> None:
     if not isp.check:
         mistakes.wrong("isp", index, "check", "is empty; give at least one address that only this ISP's failure hides")
+    hops = [ip_address(text) for text in isp.gateway if _is_address(text)]
     for place, text in enumerate(isp.check):
         try:
             check = parse_check(text)
@@ -321,7 +352,7 @@ def _check_targets(mistakes: Mistakes, index: int, isp: Isp, families: set[int])
             forms = '"192.0.2.9", "gateway", "arp", "tcp://192.0.2.9:443" or "dns://192.0.2.9/example.org"'
             mistakes.wrong("isp", index, "check", f"{shown(text)} is nothing to ask; give one such as {forms}")
             continue
-        if text == "gateway":
+        if text == "gateway" or check.address in hops:
             mistakes.warnings.append(
                 f"{isp.name}: check: the gateway answers while its upstream is dead; probe an address behind it"
             )
@@ -331,8 +362,21 @@ def _check_targets(mistakes: Mistakes, index: int, isp: Isp, families: set[int])
             family = f"IPv{check.address.version}"
             lacks = "address" if isp.gateway in ((AUTO,), (NONE,)) else "gateway"
             mistakes.wrong("isp", index, "check", f"{text} is {family}, for which this ISP has no {lacks}")
+        elif check.address and (wrong := _no_target(isp, check.address)):
+            text = f"{text} is {wrong}; give an address that only this ISP's failure hides"
+            mistakes.wrong("isp", index, "check", text)
         if text in isp.check[:place]:
             mistakes.wrong("isp", index, "check", f"{text} stands twice; give different targets")
+
+
+def _no_target(isp: Isp, address: Address) -> str:
+    """What keeps an address from telling anything of the ISP, or an empty string."""
+    own = (ip_interface(text).ip for text in isp.address if _is_interface(text))
+    if address.is_loopback or address in own:
+        return "the router itself, which does not need this ISP"
+    if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
+        return "nobody's address"
+    return ""
 
 
 def _check_weights(mistakes: Mistakes, isps: list[Isp]) -> None:

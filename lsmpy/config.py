@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from pathlib import Path
@@ -52,6 +53,7 @@ def parse(data: bytes, source: str, table_names: dict[str, int], probing: bool =
     Raises:
         ConfigError: with every mistake at once.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)  # which some editors write
     try:
         text = data.decode()
         raw = tomllib.loads(text)
@@ -110,8 +112,11 @@ class _Reader:
         checks.check(self.mistakes, isps, lans, options)
         checks.check_prefixes(self.mistakes, isps, lans, policies, options)
         checks.check_rules(self.mistakes, rules, options)
-        checks.check_programs(self.mistakes, "rules", "after", rules.after)
-        checks.check_programs(self.mistakes, "events", "script", events.script)
+        for table, key, paths in (
+            *(("rules", "ipv4", rules.ipv4), ("rules", "ipv6", rules.ipv6), ("rules", "after", rules.after)),
+            ("events", "script", events.script),
+        ):
+            checks.check_paths(self.mistakes, table, key, paths)
         checks.check_policies(self.mistakes, policies, isps, lans, options)
         if not probing:
             checks.check_router_part(self.mistakes, isps)

@@ -22,7 +22,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,20}\Z", description="1 to 20 letters, digits, '_' or '-'")]
-# The kernel's own rule for interface names (dev_valid_name), less what would need quoting in iptables and sh.
+# The kernel's own rule for interface names (dev_valid_name), less what would need quoting in iptables and sh, and with
+# the ":" of aliases, of which more can be said.
 Device = Annotated[str, Meta(pattern=r"^(?!\.\.?\Z)[A-Za-z0-9_.:@-]{1,15}\Z", description="an interface name")]
 Percent = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
 Count = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")]
@@ -36,7 +37,7 @@ Protocols = Annotated[
 Ports = Annotated[
     tuple[int | str, ...], Meta(description='a destination port, a range such as "5060-5080" or a list of them')
 ]
-Positive = Annotated[int, Meta(ge=1, le=0xFFFFFFFF, description="a whole number from 1")]
+Positive = Annotated[int, Meta(ge=1, le=0xFFFFFFFF, description="a whole number from 1 to 4294967295")]
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -345,8 +346,10 @@ def parse_ports(item: int | str) -> tuple[int, int]:
     Raises:
         ValueError: it is neither a port nor a range of them.
     """
-    first, _, last = str(item).partition("-")
-    ports = int(first), int(last or first)
+    parts = str(item).split("-")
+    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(item)
+    ports = int(parts[0]), int(parts[-1])
     if not 1 <= ports[0] <= ports[1] <= 0xFFFF:
         raise ValueError(item)
     return ports

@@ -33,7 +33,7 @@ TCP, DNS, DNS6 = f"tcp://{TARGET4}:443", f"dns://{TARGET4}/example.org", f"dns:/
 LAN = """
 [[lan]]
 name = "dev"
-interface = "lo"
+interface = "lan0"
 address = ["192.168.1.254/24", "fd00:a::1/64"]
 """
 EVERYTHING = (TARGET4, TARGET6, "arp", TCP, DNS, DNS6)

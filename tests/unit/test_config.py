@@ -159,6 +159,19 @@ def test_a_family_is_carried_with_address_and_gateway() -> None:
     assert not six.isps[0].carries(4)
 
 
+def test_a_mark_of_the_byte_order_is_no_mistake() -> None:
+    router = config.parse(b"\xef\xbb\xbf" + ISP.encode(), "lsmpy.toml", {})
+    assert router == router_of(ISP)
+    with pytest.raises(ConfigError, match=r"lsmpy\.toml:1: not text: byte 0xff is no UTF-8"):
+        config.parse(b"\xef\xbb\xbf# \xff\n", "lsmpy.toml", {})
+
+
+@pytest.mark.parametrize("length", [31, 32])
+def test_a_network_of_two_has_no_broadcast_address(length: int) -> None:
+    text = ISP.replace("1.1.1.1/24", f"1.1.1.1/{length}").replace("1.1.1.2", "1.1.1.0" if length == 31 else "none")
+    assert router_of(text).isps[0].address == (f"1.1.1.1/{length}",)
+
+
 def test_a_link_local_gateway_needs_no_network() -> None:
     text = ISP.replace('"1.1.1.1/24"', '["1.1.1.1/24", "2001:db8::1/64"]').replace(
         '"1.1.1.2"', '["1.1.1.2", "fe80::1"]'
@@ -166,8 +179,9 @@ def test_a_link_local_gateway_needs_no_network() -> None:
     assert str(router_of(text).isps[0].next_hop(6)) == "fe80::1"
 
 
-def test_probing_the_gateway_is_allowed_and_warned_of() -> None:
-    (warning,) = router_of(ISP.replace("203.0.113.1", "gateway")).warnings
+@pytest.mark.parametrize("check", ["gateway", "1.1.1.2", "tcp://1.1.1.2:80"])
+def test_probing_the_gateway_is_allowed_and_warned_of(check: str) -> None:
+    (warning,) = router_of(ISP.replace("203.0.113.1", check)).warnings
     assert "ISP1: check: the gateway answers while its upstream is dead" in warning
 
 
@@ -339,8 +353,57 @@ WRONG = {
     ),
     "after": (
         ISP + "[rules]\nafter = ['tunnels']\n",
-        '8: rules.after: "tunnels" is no absolute path; give a program\'s whole path',
+        '8: rules.after: "tunnels" is no absolute path; give the file\'s whole path',
     ),
+    "rules of a relative path": (
+        ISP + "[rules]\nipv6 = ['/a', 'rules.v6']\n",
+        '8: rules.ipv6: "rules.v6" is no absolute path; give the file\'s whole path',
+    ),
+    "number too large": (
+        ISP + "weight = 4294967296\n",
+        "7: isp.weight: expected a whole number from 1 to 4294967295, got 4294967296",
+    ),
+    "an isp and a lan of one name on one interface": (
+        LAN.replace("eth0", "eth2").replace('"dev"', '"ISP1"') + ISP,
+        '3: lan.interface: "eth2" is ISP1\'s already; each LAN needs an interface of its own',
+    ),
+    "an isp and a lan of one name with one address": (
+        LAN.replace("192.168.1.254", "1.1.1.1").replace('"dev"', '"ISP1"') + ISP,
+        "4: lan.address: 1.1.1.1/24 is ISP1's already; give each its own",
+    ),
+    "an alias": (
+        ISP.replace("eth2", "eth2:0"),
+        '3: isp.interface: "eth2:0" is an alias, which only labels an address, and no interface; write "eth2"',
+    ),
+    "the loopback": (
+        LAN.replace("eth0", "lo") + ISP,
+        '3: lan.interface: "lo" is the loopback, by which nobody else is reached; give the interface',
+    ),
+    "every interface": (
+        ISP.replace("eth2", "all"),
+        '3: isp.interface: "all" is the kernel\'s word for the settings of every interface; give the name of one',
+    ),
+    "the default of interfaces": (ISP.replace("eth2", "default"), '3: isp.interface: "default" is the kernel\'s word'),
+    "the network as address": (
+        ISP.replace("1.1.1.1/24", "1.1.1.0/24"),
+        "4: isp.address: 1.1.1.0/24 is the network itself; give the router's address in it, from 1.1.1.1 to 1.1.1.254",
+    ),
+    "the broadcast address": (
+        LAN.replace("192.168.1.254/24", "192.168.1.3/30") + ISP,
+        "4: lan.address: 192.168.1.3/30 is the broadcast address of its network; give the router's address in it, from",
+    ),
+    "an address of nobody": (
+        LAN.replace("192.168.1.254/24", "127.0.0.1/8") + ISP,
+        "4: lan.address: 127.0.0.1/8 is no address that others can send to; give the one that this interface has",
+    ),
+    "checking the loopback": (
+        ISP.replace("203.0.113.1", "tcp://127.0.0.1:80"),
+        "6: isp.check: tcp://127.0.0.1:80 is the router itself, which does not need this ISP; give an address",
+    ),
+    "checking oneself": (ISP.replace("203.0.113.1", "1.1.1.1"), "6: isp.check: 1.1.1.1 is the router itself"),
+    "checking many": (ISP.replace("203.0.113.1", "224.0.0.1"), "6: isp.check: 224.0.0.1 is nobody's address; give"),
+    "checking all": (ISP.replace("203.0.113.1", "255.255.255.255"), "6: isp.check: 255.255.255.255 is nobody's"),
+    "checking none": (ISP.replace("203.0.113.1", "0.0.0.0"), "6: isp.check: 0.0.0.0 is nobody's address"),
     "rules beside others": (
         "[router]\nflush = 'own'\n" + ISP + "[rules]\nipv4 = ['/r']\nafter = ['/a']\n",
         '10: rules.ipv4: is for flush = "all", which rebuilds the tables whole; with "own" your rules stay as they are',
@@ -361,12 +424,18 @@ WRONG = {
         ISP + "probe = { interval_ms = 5000, tries = 3 }\n",
         "7: isp.probe.tries: there is no such key; known are hold_down_ms, interval_ms, ",
     ),
-    "wrong type": (ISP + 'weight = "much"\n', '7: isp.weight: expected a whole number from 1, got "much"'),
+    "wrong type": (
+        ISP + 'weight = "much"\n',
+        '7: isp.weight: expected a whole number from 1 to 4294967295, got "much"',
+    ),
     "wrong type in a list": (
         ISP.replace('"1.1.1.1/24"', "[1]"),
         "4: isp.address: expected text or a list of texts, got [1]",
     ),
-    "truth for a number": (ISP + "quorum = true\n", "7: isp.quorum: expected a whole number from 1, got true"),
+    "truth for a number": (
+        ISP + "quorum = true\n",
+        "7: isp.quorum: expected a whole number from 1 to 4294967295, got true",
+    ),
     "wrong choice": (
         "[router]\nbalance = 'dice'\n" + ISP,
         '2: router.balance: expected "nth" or "random" or "hash", got "dice"',
@@ -557,6 +626,10 @@ WRONG = {
     "ports the wrong way round": (
         POLICY + "protocol = 'tcp'\nports = '90-80'\n",
         '11: policy.ports: "90-80" is no port; give one from 1 to 65535, or a range such as "5060-5080"',
+    ),
+    "a port with an underscore": (
+        POLICY + "protocol = 'tcp'\nports = '1_0'\n",
+        '11: policy.ports: "1_0" is no port; give one from 1 to 65535, or a range such as "5060-5080"',
     ),
     "ports that are no number": (
         POLICY + "protocol = 'tcp'\nports = 4.5\n",
