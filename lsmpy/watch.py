@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from watchdog.events import (
+    DirCreatedEvent,
     DirDeletedEvent,
     FileClosedEvent,
     FileCreatedEvent,
     FileDeletedEvent,
+    FileModifiedEvent,
     FileMovedEvent,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -29,7 +31,10 @@ log = logging.getLogger(__name__)
 SETTLE_S = 0.1  # what comes this soon after a rebuild waits for the next, together with all that follows
 TICK_S = 30.0  # how long a change that nobody has told of may last
 _HEARTBEAT_S = 0.5
-_EVENTS = [DirDeletedEvent, FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileMovedEvent]
+_EVENTS = [
+    *(DirCreatedEvent, DirDeletedEvent),
+    *(FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileModifiedEvent, FileMovedEvent),
+]
 
 
 class WatchError(LsmpyError):
@@ -45,6 +50,13 @@ def _flood() -> int:
         return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) // 8
     except (OSError, ValueError):
         return 1
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return os.path.getsize(path) == 0
+    except OSError:
+        return False
 
 
 class Watch(FileSystemEventHandler):
@@ -91,6 +103,8 @@ class Watch(FileSystemEventHandler):
         source, target = os.fsdecode(event.src_path), os.fsdecode(event.dest_path)
         self._others += 1
         ours = {os.path.basename(source), os.path.basename(target)} & self.names or source == self._watched
+        if ours and isinstance(event, FileModifiedEvent) and _is_empty(source):
+            return  # half-way: of what is written, or of the end, we are told as well
         if ours or self._others >= self._flood:
             self._others = 0
             self._wake.set()

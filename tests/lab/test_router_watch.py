@@ -93,6 +93,47 @@ def test_every_way_of_writing_a_file_is_seen(tmp_path: Path) -> None:
         assert router.idle()
 
 
+def test_a_file_that_its_writer_keeps_open_is_seen(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        with (router.states / "ISP2_state").open("w") as opened:
+            for text, verdict in (("down\n", DOWN), ("up\n", UP), ("down\n", DOWN)):
+                opened.truncate(0)
+                opened.seek(0)
+                opened.write(text)
+                opened.flush()
+                await_verdict(watcher, verdict)
+        (router.states / "ISP2_state").unlink()
+        await_verdict(watcher, UP)
+        (router.states / "ISP2_state").mkdir()  # no text is not "up"
+        await_verdict(watcher, DOWN)
+
+
+def test_a_file_that_is_emptied_is_believed_when_its_writer_is_done(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.say("ISP2", "up")
+        with router.watching() as watcher:
+            await_verdict(watcher, UP)
+            with (router.states / "ISP2_state").open("w") as opened:
+                time.sleep(0.5)
+                opened.write("up\n")
+            time.sleep(0.5)
+            assert not any("down ISP2" in line for line in watcher.rebuilds)
+            (router.states / "ISP2_state").write_text("")
+            await_verdict(watcher, DOWN)
+
+
+def test_what_others_write_there_wakes_nobody(tmp_path: Path) -> None:
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        assert router.idle()
+        looks = sum("iptables-save" in line for line in list(watcher.lines))
+        with (router.states / "utmp").open("w") as opened:
+            for number in range(500):
+                opened.write(f"{number}\n")
+                opened.flush()
+        time.sleep(0.5)
+        assert sum("iptables-save" in line for line in list(watcher.lines)) == looks
+
+
 def test_the_force_file_wins(tmp_path: Path) -> None:
     with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
         force = router.states / "ISP2_force"
