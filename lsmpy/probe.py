@@ -382,7 +382,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run lsmpy-probe and return its exit status."""
     try:
         with output.whole():
-            _run(_arguments(argv))
+            options = _arguments(argv)
+        _run(options)
     except LsmpyError as error:
         log.error("lsmpy-probe: error: %s", error)
         return error.exit_status
