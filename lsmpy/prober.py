@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lsmpy import dial, standing, uplink, verdict, wire
@@ -112,6 +112,7 @@ class Prober:
         self.since_s: float = old.since_s if old else time.time()
         self.why: str = old.why if old else "not enough probes yet"
         self.damping: verdict.Damping = old.damping if old else verdict.Damping()
+        self._while_up: verdict.Damping = old._while_up if old else self.damping
         self.changed = True  # whether a target's status has changed since it was asked last
         self._problem: str = old._problem if old else ""
         self._hops: dict[Address, Hop] = dict(old._hops) if old else {}
@@ -389,31 +390,40 @@ class Prober:
         """Whether nothing fails, as far as the last probes say."""
         return not any(each.link.lost_in_a_row or each.link.status == "down" for each in self.targets)
 
-    def judge(self, blamed: frozenset[str], now_ns: int) -> bool:
+    def judge(self, blamed: Collection[Check], now_ns: int) -> bool:
         """Come to a status, not counting the `blamed` targets; returns whether it is another one, and up or down."""
-        counted = [each.link.status for each in self.targets if isinstance(each.path, Fault) or each.text not in blamed]
-        said = verdict.combine(counted, min(self.isp.quorum, len(counted))) if counted else "unknown"
-        held = self.damping.up_ns is None and self.damping.held_ns > 0
+        targets = [each for each in self.targets if isinstance(each.path, Fault) or each.check not in blamed]
+        counted = [each.link.status for each in targets]
+        was_up = self.damping.up_ns is not None
+        if counted:
+            said = verdict.combine(counted, min(self.isp.quorum, len(counted)))
+        else:
+            said = "up" if was_up else "unknown"  # nothing is known: it stays
+        held = not was_up and self.damping.held_ns > 0
         self.damping = verdict.damp(self.damping, said, now_ns, self.isp.probe.hold_down_ms)
+        if self.damping.up_ns is not None:
+            self._while_up = self.damping
         status: verdict.Status = "down" if said == "up" and self.damping.up_ns is None else said
         if status in (self.status, "unknown"):
             return False
         self.status, self.since_s = status, time.time()
-        self.why = self._reasons()
+        self.why = self._reasons() if counted else "it went down for a target that is dead itself"
         if held and status == "up":
             self.why += f"; was held down for {self.damping.held_ns / _S:g} s at least"
         log.info("%s %s: %s", self.isp.name, status, self.why)
         return True
 
+    def excuse(self, since_ns: int) -> None:
+        """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since."""
+        self.damping = verdict.excuse(self.damping, self._while_up, since_ns)
+
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""
-        limits = self.isp.probe
-        silent = verdict.is_silent(target.link, target.flight.failed(), limits) or isinstance(target.path, Fault)
-        fails = silent or target.link.status == "down"
-        told = target.link.lost_in_a_row or isinstance(target.path, Fault)
-        since_ns = target.silent_ns if told else clock_ns()
+        limits, link, failed = self.isp.probe, target.link, target.flight.failed()
+        since_ns = target.silent_ns if link.lost_in_a_row else clock_ns() if failed else None
         apart_ns = (2 * limits.interval_ms + limits.timeout_ms) * _MS
-        return verdict.Trial(target.link.status == "up", fails, since_ns if silent else None, apart_ns)
+        silent = verdict.is_silent(link, failed, limits)
+        return verdict.Trial(link.status, silent, None if link.was_down else since_ns, apart_ns)
 
     def answers_steadily(self, target: Target) -> bool:
         """Whether so many of a target's probes have been answered in a row that it could be up."""
@@ -430,7 +440,7 @@ class Prober:
         more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
         return "; ".join(reasons[:_MOST_REASONS]) + more
 
-    def standing(self, blamed: frozenset[str], now_ns: int) -> standing.IspStanding:
+    def standing(self, blamed: Collection[Check], now_ns: int) -> standing.IspStanding:
         """What is known, for people."""
         held_ns = self.damping.until_ns - now_ns if self.status == "down" else 0
         targets = {
@@ -441,7 +451,7 @@ class Prober:
                 lost=each.link.lost,
                 late=each.flight.late,
                 foreign=each.foreign,
-                blamed=each.text in blamed,
+                blamed=each.check in blamed,
                 rtt_ms=each.times.round_trips(),
             )
             for each in self.targets
@@ -454,10 +464,17 @@ class Prober:
         return standing.IspStanding(self.status, self.since_s, why, round(held_until, 1), targets)
 
 
-def trials(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Trial]]:
-    """Of each ISP, how each of its check targets does, for `verdict.blamed`; its gateway is nobody else's target."""
+def trials(probers: Sequence[Prober]) -> dict[str, dict[Check, verdict.Trial]]:
+    """Of each ISP, how each of its check targets does, for `verdict.blamed`.
+
+    Its gateway is nobody else's target, and what could not be asked has not failed.
+    """
     return {
-        prober.isp.name: {each.text: prober.trial(each) for each in prober.targets if each.check.address is not None}
+        prober.isp.name: {
+            each.check: prober.trial(each)
+            for each in prober.targets
+            if each.check.address is not None and isinstance(each.path, Path) and not each.cannot
+        }
         for prober in probers
     }
 
