@@ -61,6 +61,7 @@ class Target:
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
         reason: of the present losses, where there is more than silence.
         foreign: answers with our tag from somebody else.
+        moot: whether it failed already while the ISP was up by a target that is dead itself now.
     """
 
     text: str
@@ -82,6 +83,7 @@ class Target:
     cannot: str = ""
     reason: str = ""
     foreign: int = 0
+    moot: bool = False
 
     def __str__(self) -> str:
         """How it stands, for the log."""
@@ -168,7 +170,7 @@ class Prober:
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
             self._know(target, verdict.Link(status="down"))
-            target.silent_ns, target.reason, target.cannot = now_ns, "", ""
+            target.silent_ns, target.reason, target.cannot, target.moot = now_ns, "", "", False
             self._hang_up(target)
             self.changed = True
             return
@@ -371,6 +373,7 @@ class Prober:
     def _know(self, target: Target, link: verdict.Link) -> None:
         self.changed |= link.status != target.link.status
         target.link = link
+        target.moot &= link.status == "down"
         if verdict.is_turning(link):
             self.turning[target.number] = target
         else:
@@ -392,8 +395,7 @@ class Prober:
 
     def judge(self, blamed: Collection[Check], now_ns: int) -> bool:
         """Come to a status, not counting the `blamed` targets; returns whether it is another one, and up or down."""
-        targets = [each for each in self.targets if isinstance(each.path, Fault) or each.check not in blamed]
-        counted = [each.link.status for each in targets]
+        counted = [each.link.status for each in self.targets if self._counts(each, blamed)]
         was_up = self.damping.up_ns is not None
         if counted:
             said = verdict.combine(counted, min(self.isp.quorum, len(counted)))
@@ -413,9 +415,18 @@ class Prober:
         log.info("%s %s: %s", self.isp.name, status, self.why)
         return True
 
+    def _counts(self, target: Target, blamed: Collection[Check]) -> bool:
+        return isinstance(target.path, Fault) or not (target.check in blamed or target.moot)
+
     def excuse(self, since_ns: int) -> None:
-        """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since."""
+        """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since.
+
+        Nor shall it go down for what is left of its targets if that failed before, while it was up by this one.
+        """
         self.damping = verdict.excuse(self.damping, self._while_up, since_ns)
+        for target in self.targets if self.damping.up_ns is not None else ():
+            trial = self.trial(target)
+            target.moot |= target.link.status == "down" and not trial.fell_since(since_ns - trial.apart_ns)
 
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""

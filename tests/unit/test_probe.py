@@ -221,6 +221,20 @@ def test_an_isp_that_was_out_before_is_no_witness_for_a_target(house: House, out
     assert house.blamed == [SHARED]
 
 
+def test_what_failed_before_takes_no_isp_down_when_the_one_that_spoke_for_it_dies(house: House) -> None:
+    house.start(isps([SHARED, OWN1], [SHARED, OWN2]))
+    house.dead = {OWN1, OWN2}
+    house.run(1)
+    house.dead |= {SHARED}
+    house.run(1)
+    assert house.says() == ["up", "up"]
+    house.dead = {OWN2, SHARED}
+    house.run(2)
+    house.dead = {OWN1, OWN2, SHARED}
+    house.run(1)
+    assert house.says() == ["down", "up"]  # it has answered since, so it counts
+
+
 def test_an_isp_is_not_kept_up_because_another_one_filters_its_target(house: House) -> None:
     house.start(isps([SHARED], [SHARED, OWN2]))
     house.world.answer = lambda wan, address: (
