@@ -13,7 +13,7 @@ from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
 from lsmpy.model import Address, Check, Family, Isp
 from lsmpy.port import Port
-from lsmpy.uplink import Fault, Path
+from lsmpy.uplink import Fault, Path, Unrouted
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,8 @@ class Prober:
             return
         was = target.path
         target.path, target.hop = path, None
+        if isinstance(path, Unrouted):
+            return
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
             self._know(target, verdict.Link(status="down"))
@@ -210,6 +212,8 @@ class Prober:
             target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
+            elif isinstance(target.path, Unrouted):
+                target.flight.sent(self._next(target), clock_ns())
         deadline_ns = target.flight.deadline_ns()
         target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
         return target.next_ns
@@ -248,8 +252,6 @@ class Prober:
             self._judge_probes(target, now_ns)
 
     def _replied(self, target: Target, heard: wire.Reply, now_ns: int) -> None:
-        if isinstance(target.path, Fault):
-            return
         if (heard.source, heard.destination) == target.ends:
             target.flight.answered(heard.counter, heard.tag, heard.at_ns, now_ns)
         elif target.flight.is_true(heard.counter, heard.tag):
