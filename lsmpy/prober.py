@@ -418,7 +418,8 @@ class Prober:
         return True
 
     def _counts(self, target: Target, blamed: Collection[Check]) -> bool:
-        return isinstance(target.path, Fault) or not (target.check in blamed or target.moot)
+        """Whether a target has a say; one that cannot be reached has, whoever is blamed."""
+        return not target.moot and (isinstance(target.path, Fault) or target.check not in blamed)
 
     def excuse(self, since_ns: int) -> None:
         """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since.

@@ -138,10 +138,10 @@ def is_turning(link: Link) -> bool:
 def blamed(trials: Mapping[str, Mapping[model.Check, Trial]]) -> dict[model.Check, dict[str, int]]:
     """The check targets that are dead themselves; of each, the ISPs by which it fell silent then, and when.
 
-    A target is dead if it fails by every ISP that has a way to it, and none of these ISPs can be the reason. An ISP
-    cannot where another target answers, whenever this one began to fail. Nor can it where the target fell silent by
-    several ISPs at once: links die one by one. Only if all other targets there fell silent with it, they did not.
-    By an ISP that had lost it before that its failing tells nothing, and two that do tell are the least.
+    A target is dead if it fails by every ISP that has a way to it, and no ISP can be the reason. An ISP cannot be where
+    another target answers, whenever this one began to fail. Nor can several be by which it fell silent at once, as
+    links die one by one; unless all else fell silent there too, as it does when the whole site is cut off. An ISP by
+    which it failed before is no witness, and there must be two.
 
     So one dead target never takes down all ISPs that were up by it, and an ISP that dies alone is never kept up.
 

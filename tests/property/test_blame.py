@@ -16,9 +16,11 @@ from lsmpy.prober import Prober
 from tests.unit import prober_kit as kit
 from tests.unit.prober_kit import MS, Address, World, ethernet, snapshot
 
+pytestmark = pytest.mark.long
+
 SHARED = "203.0.113.1"
 LONG = 6  # seconds, in which every window forgets
-SHORT, MANY = 60, 2000
+SHORT, MANY = 60, 600
 
 
 class Town:

@@ -235,6 +235,21 @@ def test_what_failed_before_takes_no_isp_down_when_the_one_that_spoke_for_it_die
     assert house.says() == ["down", "up"]  # it has answered since, so it counts
 
 
+def test_a_family_that_was_not_there_before_takes_no_isp_down_when_the_other_ones_target_dies(house: House) -> None:
+    text = isps([SHARED, SIX[0]], [SHARED, SIX[0]])
+    for n in (1, 2):
+        text = text.replace(f'"192.0.{n}.1/24"', f'["192.0.{n}.1/24", "2001:db8:{n}::1/64"]')
+        text = text.replace(f'"192.0.{n}.2"', f'["192.0.{n}.2", "2001:db8:{n}::2"]')
+    house.start(text)
+    assert "lacks the address 2001:db8:1::1" in str(house.targets[1])
+    house.dead = {SHARED}
+    house.run(1)
+    assert house.says() == ["up", "up"]
+    house.world.say(house.wires("wan2"))
+    house.run(1)
+    assert house.says() == ["up", "down"]
+
+
 def test_an_isp_is_not_kept_up_because_another_one_filters_its_target(house: House) -> None:
     house.start(isps([SHARED], [SHARED, OWN2]))
     house.world.answer = lambda wan, address: (
