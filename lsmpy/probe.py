@@ -33,6 +33,7 @@ from lsmpy import (
     verdict,
 )
 from lsmpy.herald import Herald
+from lsmpy.model import Check
 from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
 from lsmpy.source import Source, load
 
@@ -71,7 +72,7 @@ class Daemon:
         self._path, self._given, self._directory = path, directory, Path()
         self._probers: list[Prober] = []
         self._held: dict[str, str | None] = {}
-        self._blamed: frozenset[str] = frozenset()
+        self._blamed: frozenset[Check] = frozenset()
         self._agenda: list[tuple[int, int, Prober, Target]] = []
         self._turns = itertools.count()
         self._files_ns = self._tell_ns = self._slack_ns = self._looked_ns = 0
@@ -173,21 +174,33 @@ class Daemon:
     def _blame(self) -> None:
         self._blamed -= self._acquitted()
         ill = not all(each.is_well() for each in self._probers)
-        for text in sorted(verdict.blamed(trials(self._probers)) - self._blamed) if ill else ():
+        for check, fell in verdict.blamed(trials(self._probers)).items() if ill else ():
+            if check in self._blamed:
+                continue
+            self._blamed |= {check}
+            targets = self._targets(check)
+            text = targets[0][1].text
             log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
-            self._blamed |= {text}
+            for prober, _ in targets:
+                if prober.isp.name in fell:
+                    prober.excuse(fell[prober.isp.name])
 
-    def _acquitted(self) -> set[str]:
+    def _acquitted(self) -> set[Check]:
         """What was blamed and answers again, which begins anew by every ISP; or is not configured any more."""
         found = set()
-        for text in sorted(self._blamed):
-            targets = [(prober, target) for prober in self._probers for target in prober.targets if target.text == text]
+        for check in self._blamed:
+            targets = self._targets(check)
             if not targets or any(prober.answers_steadily(target) for prober, target in targets):
-                log.info("%s answers again, and counts again", text)
-                found.add(text)
+                found.add(check)
+                if targets:
+                    log.info("%s answers again, and counts again", targets[0][1].text)
                 for prober, target in targets:
                     prober.begin_anew(target)
         return found
+
+    def _targets(self, check: Check) -> list[tuple[Prober, Target]]:
+        """Who probes the same, in whatever spelling."""
+        return [(prober, target) for prober in self._probers for target in prober.targets if target.check == check]
 
     def _settle(self, name: str, status: str) -> None:
         if not state.can_name(name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lsmpy import dial, standing, uplink, verdict, wire
@@ -13,7 +13,7 @@ from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
 from lsmpy.model import Address, Check, Family, Isp
 from lsmpy.port import Port
-from lsmpy.uplink import Fault, Path
+from lsmpy.uplink import Fault, Path, Unrouted
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Target:
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
         reason: of the present losses, where there is more than silence.
         foreign: answers with our tag from somebody else.
+        moot: whether it failed already while the ISP was up by a target that is dead itself now.
     """
 
     text: str
@@ -82,6 +83,7 @@ class Target:
     cannot: str = ""
     reason: str = ""
     foreign: int = 0
+    moot: bool = False
 
     def __str__(self) -> str:
         """How it stands, for the log."""
@@ -112,6 +114,7 @@ class Prober:
         self.since_s: float = old.since_s if old else time.time()
         self.why: str = old.why if old else "not enough probes yet"
         self.damping: verdict.Damping = old.damping if old else verdict.Damping()
+        self._while_up: verdict.Damping = old._while_up if old else self.damping
         self.changed = True  # whether a target's status has changed since it was asked last
         self._problem: str = old._problem if old else ""
         self._hops: dict[Address, Hop] = dict(old._hops) if old else {}
@@ -164,10 +167,12 @@ class Prober:
             return
         was = target.path
         target.path, target.hop = path, None
+        if isinstance(path, Unrouted):
+            return
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
             self._know(target, verdict.Link(status="down"))
-            target.silent_ns, target.reason, target.cannot = now_ns, "", ""
+            target.silent_ns, target.reason, target.cannot, target.moot = now_ns, "", "", False
             self._hang_up(target)
             self.changed = True
             return
@@ -209,6 +214,8 @@ class Prober:
             target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
+            elif isinstance(target.path, Unrouted):
+                target.flight.sent(self._next(target), clock_ns())
         deadline_ns = target.flight.deadline_ns()
         target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
         return target.next_ns
@@ -247,8 +254,6 @@ class Prober:
             self._judge_probes(target, now_ns)
 
     def _replied(self, target: Target, heard: wire.Reply, now_ns: int) -> None:
-        if isinstance(target.path, Fault):
-            return
         if (heard.source, heard.destination) == target.ends:
             target.flight.answered(heard.counter, heard.tag, heard.at_ns, now_ns)
         elif target.flight.is_true(heard.counter, heard.tag):
@@ -372,6 +377,7 @@ class Prober:
     def _know(self, target: Target, link: verdict.Link) -> None:
         self.changed |= link.status != target.link.status
         target.link = link
+        target.moot &= link.status == "down"
         if verdict.is_turning(link):
             self.turning[target.number] = target
         else:
@@ -391,31 +397,49 @@ class Prober:
         """Whether nothing fails, as far as the last probes say."""
         return not any(each.link.lost_in_a_row or each.link.status == "down" for each in self.targets)
 
-    def judge(self, blamed: frozenset[str], now_ns: int) -> bool:
+    def judge(self, blamed: Collection[Check], now_ns: int) -> bool:
         """Come to a status, not counting the `blamed` targets; returns whether it is another one, and up or down."""
-        counted = [each.link.status for each in self.targets if isinstance(each.path, Fault) or each.text not in blamed]
-        said = verdict.combine(counted, min(self.isp.quorum, len(counted))) if counted else "unknown"
-        held = self.damping.up_ns is None and self.damping.held_ns > 0
+        counted = [each.link.status for each in self.targets if self._counts(each, blamed)]
+        was_up = self.damping.up_ns is not None
+        if counted:
+            said = verdict.combine(counted, min(self.isp.quorum, len(counted)))
+        else:
+            said = "up" if was_up else "unknown"  # nothing is known: it stays
+        held = not was_up and self.damping.held_ns > 0
         self.damping = verdict.damp(self.damping, said, now_ns, self.isp.probe.hold_down_ms)
+        if self.damping.up_ns is not None:
+            self._while_up = self.damping
         status: verdict.Status = "down" if said == "up" and self.damping.up_ns is None else said
         if status in (self.status, "unknown"):
             return False
         self.status, self.since_s = status, time.time()
-        self.why = self._reasons()
+        self.why = self._reasons() if counted else "it went down for a target that is dead itself"
         if held and status == "up":
             self.why += f"; was held down for {self.damping.held_ns / _S:g} s at least"
         log.info("%s %s: %s", self.isp.name, status, self.why)
         return True
 
+    def _counts(self, target: Target, blamed: Collection[Check]) -> bool:
+        """Whether a target has a say; one that cannot be reached has, whoever is blamed."""
+        return not target.moot and (isinstance(target.path, Fault) or target.check not in blamed)
+
+    def excuse(self, since_ns: int) -> None:
+        """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since.
+
+        Nor shall it go down for what is left of its targets if that failed before, while it was up by this one.
+        """
+        self.damping = verdict.excuse(self.damping, self._while_up, since_ns)
+        for target in self.targets if self.damping.up_ns is not None else ():
+            trial = self.trial(target)
+            target.moot |= target.link.status == "down" and not trial.fell_since(since_ns - trial.apart_ns)
+
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""
-        limits = self.isp.probe
-        silent = verdict.is_silent(target.link, target.flight.failed(), limits) or isinstance(target.path, Fault)
-        fails = silent or target.link.status == "down"
-        told = target.link.lost_in_a_row or isinstance(target.path, Fault)
-        since_ns = target.silent_ns if told else clock_ns()
+        limits, link, failed = self.isp.probe, target.link, target.flight.failed()
+        since_ns = target.silent_ns if link.lost_in_a_row else clock_ns() if failed else None
         apart_ns = (2 * limits.interval_ms + limits.timeout_ms) * _MS
-        return verdict.Trial(target.link.status == "up", fails, since_ns if silent else None, apart_ns)
+        silent = verdict.is_silent(link, failed, limits)
+        return verdict.Trial(link.status, silent, None if link.was_down else since_ns, apart_ns)
 
     def answers_steadily(self, target: Target) -> bool:
         """Whether so many of a target's probes have been answered in a row that it could be up."""
@@ -432,7 +456,7 @@ class Prober:
         more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
         return "; ".join(reasons[:_MOST_REASONS]) + more
 
-    def standing(self, blamed: frozenset[str], now_ns: int) -> standing.IspStanding:
+    def standing(self, blamed: Collection[Check], now_ns: int) -> standing.IspStanding:
         """What is known, for people."""
         held_ns = self.damping.until_ns - now_ns if self.status == "down" else 0
         targets = {
@@ -443,7 +467,7 @@ class Prober:
                 lost=each.link.lost,
                 late=each.flight.late,
                 foreign=each.foreign,
-                blamed=each.text in blamed,
+                blamed=each.check in blamed,
                 rtt_ms=each.times.round_trips(),
             )
             for each in self.targets
@@ -456,10 +480,17 @@ class Prober:
         return standing.IspStanding(self.status, self.since_s, why, round(held_until, 1), targets)
 
 
-def trials(probers: Sequence[Prober]) -> dict[str, dict[str, verdict.Trial]]:
-    """Of each ISP, how each of its check targets does, for `verdict.blamed`; its gateway is nobody else's target."""
+def trials(probers: Sequence[Prober]) -> dict[str, dict[Check, verdict.Trial]]:
+    """Of each ISP, how each of its check targets does, for `verdict.blamed`.
+
+    Its gateway is nobody else's target, and what could not be asked has not failed.
+    """
     return {
-        prober.isp.name: {each.text: prober.trial(each) for each in prober.targets if each.check.address is not None}
+        prober.isp.name: {
+            each.check: prober.trial(each)
+            for each in prober.targets
+            if each.check.address is not None and isinstance(each.path, Path) and not each.cannot
+        }
         for prober in probers
     }
 

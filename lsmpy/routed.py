@@ -9,7 +9,7 @@ from lsmpy import links, uplink
 from lsmpy.links import Snapshot
 from lsmpy.lsmconf import Connection
 from lsmpy.model import Family, Isp
-from lsmpy.uplink import Fault, Path
+from lsmpy.uplink import Fault, Path, Unrouted
 
 
 class Ways:
@@ -19,7 +19,10 @@ class Ways:
         self._connections = {each.name: each for each in connections}
 
     def find(self, isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
-        """The way of a family to the target of the connection that `isp` stands for; in the place of `uplink.find`."""
+        """The way of a family to the target of the connection that `isp` stands for; in the place of `uplink.find`.
+
+        Scripts that LSM runs at a change renew routes. Were the moment without one a change, they would run for ever.
+        """
         connection = self._connections[isp.name]
         target = ip_address(connection.checkip)
         if target.version != family:
@@ -36,7 +39,7 @@ class Ways:
             return Fault(str(error))
         by = f" by {link.name}" if link else ""
         if route is None or route.source is None:
-            return Fault(f"there is no route to {target}{by}")
+            return Unrouted(f"there is no route to {target}{by}")
         name = next((each.name for each in snapshot.links.values() if each.index == route.index), "")
         out = uplink.usable(name, snapshot)
         if isinstance(out, Fault):

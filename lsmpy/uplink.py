@@ -44,6 +44,10 @@ class Fault(Struct, frozen=True):
     reason: str
 
 
+class Unrouted(Fault, frozen=True):
+    """Nothing but a route is missing: probes that cannot be sent for that are lost; the link is not down at once."""
+
+
 Find = Callable[[Isp, Family, Snapshot], Path | Fault]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -27,6 +27,7 @@ class Link(Struct, frozen=True):
         samples: how many of the bits are samples.
         lost_in_a_row, received_in_a_row: up to the newest sample; one of them is 0.
         rtt_ns, jitter_ns: smoothed round trip time and its variation (RFC 6298, 2); 0 before the first answer.
+        before: its status before the last probes that were all lost.
     """
 
     status: Status = "unknown"
@@ -36,11 +37,17 @@ class Link(Struct, frozen=True):
     received_in_a_row: int = 0
     rtt_ns: int = 0
     jitter_ns: int = 0
+    before: Status = "unknown"
 
     @property
     def lost(self) -> int:
         """How many of the samples were lost."""
         return self.losses.bit_count()
+
+    @property
+    def was_down(self) -> bool:
+        """Whether it was down before the last probes that were all lost."""
+        return (self.before if self.lost_in_a_row else self.status) == "down"
 
     def __str__(self) -> str:
         """The samples in words, for the log."""
@@ -62,11 +69,12 @@ def step(link: Link, rtt_ns: int | None, limits: model.Probe) -> Link:
     lost_run = link.lost_in_a_row + 1 if lost else 0
     received_run = 0 if lost else link.received_in_a_row + 1
     samples = min(link.samples + 1, WINDOW)
-    after = Link(link.status, losses, samples, lost_run, received_run, smoothed_ns, jitter_ns)
+    before = link.before if lost_run > 1 else link.status
+    after = Link(link.status, losses, samples, lost_run, received_run, smoothed_ns, jitter_ns, before)
     status = _status(after, limits)
     if status == link.status:
         return after
-    return Link(status, losses, samples, lost_run, received_run, smoothed_ns, jitter_ns)
+    return Link(status, losses, samples, lost_run, received_run, smoothed_ns, jitter_ns, before)
 
 
 def combine(statuses: Iterable[Status], quorum: int) -> Status:
@@ -78,29 +86,47 @@ def combine(statuses: Iterable[Status], quorum: int) -> Status:
 
 
 class Trial(Struct, frozen=True):
-    """How a check target does by one ISP, for the question whose fault it is when it fails.
+    """How a check target does by one ISP that has a way to it, for the question whose fault it is when it fails.
 
     Attributes:
-        up: whether it answers well.
-        fails: whether it is down, or one probe away from it: another ISP's may have been the first to see it.
-        silent_ns: since when it does not answer at all; None if it does, or if it does not fail.
+        silent: whether it does not answer at all, or seems so: another ISP's probes may have been the first to see it.
+        since_ns: when the first of the last probes that were all lost was given up; None if the last one was answered,
+            and if it was down before already.
         apart_ns: how far apart two ISPs may notice that one thing has happened.
     """
 
-    up: bool
-    fails: bool
-    silent_ns: int | None
+    status: Status
+    silent: bool
+    since_ns: int | None
     apart_ns: int
+
+    @property
+    def fails(self) -> bool:
+        """Whether it is down, or one probe away from it."""
+        return self.silent or self.status == "down"
+
+    @property
+    def answers(self) -> bool:
+        """Whether it speaks for the ISP."""
+        return self.status == "up" and self.since_ns is None
+
+    def fell_since(self, at_ns: int) -> bool:
+        """Whether it has stopped answering since then."""
+        return self.since_ns is not None and self.since_ns >= at_ns
 
 
 def is_silent(link: Link, failed: int, limits: model.Probe) -> bool:
     """Whether a target does not answer at all, or is one probe away from being down for that.
+
+    Whatever made it down, it is silent if it has not answered since.
 
     Args:
         link: its samples.
         failed: how many more have failed already, and will be samples when an earlier one's time is over.
         limits: its thresholds.
     """
+    if link.status == "down" and (link.lost == link.samples or (link.lost_in_a_row and not link.was_down)):
+        return True
     return link.lost_in_a_row + failed >= max(1, limits.max_successive_pkts_lost - 1)
 
 
@@ -109,31 +135,49 @@ def is_turning(link: Link) -> bool:
     return bool(link.received_in_a_row if link.status == "down" else link.lost_in_a_row)
 
 
-def blamed(trials: Mapping[str, Mapping[str, Trial]]) -> frozenset[str]:
-    """The check targets that are dead themselves, of those that several ISPs probe.
+def blamed(trials: Mapping[str, Mapping[model.Check, Trial]]) -> dict[model.Check, dict[str, int]]:
+    """The check targets that are dead themselves; of each, the ISPs by which it fell silent then, and when.
 
-    A target that fails on every ISP while another one answers fails for its own reasons. So does one that is all that
-    they probe and that falls silent on all of them at once, as far as can be told: one dead target must not take every
-    ISP down.
+    A target is dead if it fails by every ISP that has a way to it, and no ISP can be the reason. An ISP cannot be where
+    another target answers, whenever this one began to fail. Nor can several be by which it fell silent at once, as
+    links die one by one; unless all else fell silent there too, as it does when the whole site is cut off. An ISP by
+    which it failed before is no witness, and there must be two.
+
+    So one dead target never takes down all ISPs that were up by it, and an ISP that dies alone is never kept up.
 
     Args:
-        trials: of each ISP, how each of its check targets does.
+        trials: of each ISP, how each of its check targets does to which there is a way.
     """
-    by_target: dict[str, list[Mapping[str, Trial]]] = {}
-    for targets in trials.values():
-        for target in targets:
-            by_target.setdefault(target, []).append(targets)
-    return frozenset(target for target, isps in by_target.items() if _fails_itself(target, isps))
+    by_check: dict[model.Check, dict[str, Mapping[model.Check, Trial]]] = {}
+    for isp, targets in trials.items():
+        for check in targets:
+            by_check.setdefault(check, {})[isp] = targets
+    deaths = {check: _death(check, isps) for check, isps in by_check.items()}
+    return {check: fell for check, fell in deaths.items() if fell is not None}
 
 
-def _fails_itself(target: str, isps: Sequence[Mapping[str, Trial]]) -> bool:
-    trials = [each[target] for each in isps]
-    if len(isps) < 2 or not all(trial.fails for trial in trials):
-        return False
-    if any(len(each) > 1 for each in isps):
-        return any(other.up for each in isps for other in each.values())
-    since = [trial.silent_ns for trial in trials if trial.silent_ns is not None]
-    return len(since) == len(trials) and max(since) - min(since) <= max(trial.apart_ns for trial in trials)
+def _death(check: model.Check, isps: Mapping[str, Mapping[model.Check, Trial]]) -> dict[str, int] | None:
+    """By which ISPs a target that is dead itself fell silent then, and when; None if it is not dead."""
+    tried = {isp: targets[check] for isp, targets in isps.items()}
+    if not all(trial.fails for trial in tried.values()):
+        return None
+    last_ns = max(trial.since_ns or 0 for trial in tried.values())
+    then_ns = last_ns - max(trial.apart_ns for trial in tried.values())
+    fell = {isp: trial.since_ns or 0 for isp, trial in tried.items() if trial.silent and trial.fell_since(then_ns)}
+    working = {isp for isp, targets in isps.items() if any(each.answers for each in targets.values())}
+    suspect = {isp for isp, trial in tried.items() if isp in fell or not trial.silent} - working
+    if len(fell.keys() | working) < 2:
+        return None
+    at_once = len(fell) > 1 and suspect <= fell.keys()
+    if suspect and not (at_once and _fell_alone(check, [isps[isp] for isp in fell], then_ns)):
+        return None
+    return fell
+
+
+def _fell_alone(check: model.Check, isps: Iterable[Mapping[model.Check, Trial]], then_ns: int) -> bool:
+    """Whether these ISPs' other targets did not fall silent as well; what else is asked of its host is no other."""
+    others = [other for targets in isps for each, other in targets.items() if each.address != check.address]
+    return any(other.answers for other in others) or not any(other.fell_since(then_ns) for other in others)
 
 
 class Damping(Struct, frozen=True):
@@ -161,6 +205,12 @@ def damp(before: Damping, said: Status, now_ns: int, hold_down_ms: int) -> Dampi
     again = before.times + 1 if before.held_ns and now_ns < before.up_ns + before.held_ns else 0
     held_ns = (hold_down_ms << min(again, _MOST_DOUBLINGS)) * 1_000_000
     return Damping(again, now_ns + held_ns, held_ns, None)
+
+
+def excuse(damping: Damping, while_up: Damping, since_ns: int) -> Damping:
+    """The damping of an ISP if it went down since then for no reason of its own, `while_up` being the last before."""
+    went_ns = damping.until_ns - damping.held_ns
+    return while_up if damping.up_ns is None and went_ns >= since_ns else damping
 
 
 def decide(verdict: str | None, record: str | None, file: str | None) -> Action:

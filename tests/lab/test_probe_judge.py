@@ -80,6 +80,35 @@ def test_one_dead_target_that_is_all_there_is_takes_no_isp_down(lab: Lab) -> Non
     lab.until(2, "down")
 
 
+def test_an_isp_that_is_out_already_and_one_that_sees_it_first_leave_none_down(lab: Lab) -> None:
+    quick = "probe = { interval_ms = 20, timeout_ms = 20 }"
+    isps = [ISP.format(n=n, check=f'["{TARGET4}"]\n{quick if n == 1 else ""}') for n in (1, 2, 3)]
+    lab.write("".join(isps))  # nobody has a wan3
+    lab.start()
+    lab.until(1, "up")
+    lab.until(2, "up")
+    lab.until(3, "down")
+    lab.ip("inet", f"address delete {TARGET4}/32 dev lo")
+    lab.until_logged(f"{TARGET4} fails by every ISP")
+    lab.until_logged("ISP1 up", 2)
+    assert "ISP2 down" not in lab.log.read_text()
+    lab.until(1, "up")
+
+
+def test_an_isp_whose_target_another_one_filters_is_down_when_it_dies(lab: Lab) -> None:
+    serve_targets(lab, SHARED, *OWN)
+    lab.configure(f'["{SHARED}"]', f'["{SHARED}", "{OWN[1]}"]')
+    lab.start()
+    lab.until(1, "up")
+    lab.until(2, "up")
+    lab.ip("isp2", f"route replace blackhole {SHARED}")
+    wait_until(lambda: lab.standing(2).targets[SHARED].lost > 20, "it to be lost for long")
+    cut_all(lab, 1)
+    lab.until(1, "down")
+    assert lab.says(2) == "up"
+    assert "taken for dead" not in lab.log.read_text()
+
+
 def test_all_isps_dead_at_once_are_all_down(lab: Lab) -> None:
     serve_targets(lab, SHARED, *OWN)
     lab.configure(*(f'["{SHARED}", "{own}"]' for own in OWN))

@@ -14,7 +14,7 @@ import pytest
 
 from lsmpy import flight, probe, standing, state, verdict
 from lsmpy.links import Snapshot
-from lsmpy.model import Probe
+from lsmpy.model import Check, Probe
 from lsmpy.prober import Prober, Target
 from lsmpy.uplink import Fault
 from lsmpy.uplink import Path as Way
@@ -152,7 +152,7 @@ class Witness:
                 self.kinds["faults"] += 1
             lead(who, target, path, now_ns)
 
-        def spy_judge(who: Prober, blamed: frozenset[str], now_ns: int) -> bool:
+        def spy_judge(who: Prober, blamed: frozenset[Check], now_ns: int) -> bool:
             assert not blamed  # each ISP has its own targets here
             each = [self.models[id(target)].status for target in who.targets]
             name, quorum = who.isp.name, who.isp.quorum

@@ -56,6 +56,7 @@ class House:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
         self.dead: set[str] = set()
         self.hop: str | None = "192.0.1.2"
+        self.routed = True
         self.asked: list[tuple[Address, Address | None, Link | None]] = []
         self.world = World(self.wires())
         self.world.answer = lambda _, address: None if str(address) in self.dead else MS
@@ -74,7 +75,7 @@ class House:
 
     def route(self, target: Address, source: Address | None, link: Link | None) -> Route | None:
         self.asked.append((target, source, link))
-        if str(target) == "203.0.113.99":
+        if str(target) == "203.0.113.99" or not self.routed:
             return None
         if str(target) == "203.0.113.98":
             raise NetlinkError("the kernel is silent")
@@ -381,6 +382,35 @@ def test_without_a_way_it_is_down_and_says_why(house: House, lines: str, why: st
     house.start(LIMITS + f"connection {{\n checkip=203.0.113.1\n {lines}\n}}\n")
     assert reasons(house) == [why]
     assert house.told() == [("defaults", "unknown", "down")]
+
+
+@pytest.mark.parametrize("device", [" device=wan1\n", ""])
+def test_a_route_that_is_renewed_is_no_event(house: House, device: str) -> None:
+    """A script that renews routes would be run for ever by what it does."""
+    house.start(LIMITS + C1.replace(" device=wan1\n", device))
+    assert house.told() == [("c1", "unknown", "up")]
+    for seconds, told in ((0.015, []), (0.5, [("c1", "up", "down")])):
+        house.routed = False
+        house.world.say(house.wires())
+        house.run(seconds)
+        assert house.told() == told
+        house.routed = True
+        house.world.say(house.wires())
+        house.run(0.5)
+    assert house.told() == [("c1", "down", "up")]
+
+
+def test_an_answer_that_comes_when_the_route_is_gone_counts(house: House) -> None:
+    house.world.answer = lambda *_: 15 * MS
+    house.start(LIMITS + C1)
+    (target,) = house.daemon._probers[0].targets
+    house.routed = False
+    house.world.say(house.wires(), house.world.now_ns + MS)
+    house.run(0.02)
+    house.routed = True
+    house.world.say(house.wires())
+    house.run(0.5)
+    assert 1 <= target.link.lost <= 2  # what could not be sent
 
 
 def test_it_asks_for_the_way_with_all_that_it_is_told(house: House) -> None:

@@ -97,6 +97,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     return made
 
 
+def ping(text: str) -> model.Check:
+    return model.Check("echo", ip_address(text))
+
+
 def isp(check: str, more: str = "", text: str = TOML) -> model.Isp:
     data = (text.format(directory="/run", check=check) + more).encode()
     return config.parse(data, "test", {}, probing=True).isps[0]
@@ -665,13 +669,13 @@ def test_calls_that_fail_behind_one_without_an_outcome_make_it_silent_now(make: 
     """Another ISP's may all have been refused at once; who is down first must not decide whose fault it is."""
     rig = make('["tcp://203.0.113.1:443"]', "probe = { timeout_ms = 50 }")
     rig.turn(4)
-    assert rig.who.trial(rig.target) == verdict.Trial(True, False, None, 70 * MS)
+    assert rig.who.trial(rig.target) == verdict.Trial("up", False, None, 70 * MS)
     assert rig.who.answers_steadily(rig.target)
     calls.made[-1].end = None
     calls.end = dial.Answer(None, "connection refused")
     rig.turn(4)
     assert (rig.status, rig.target.link.lost_in_a_row) == ("up", 0)
-    assert rig.who.trial(rig.target) == verdict.Trial(True, True, rig.world.now_ns, 70 * MS)
+    assert rig.who.trial(rig.target) == verdict.Trial("up", True, rig.world.now_ns, 70 * MS)
     assert not rig.who.answers_steadily(rig.target)
 
 
@@ -755,12 +759,12 @@ def test_blamed_targets_do_not_count(make: Make) -> None:
     for target in rig.who.targets:
         target.link = verdict.Link("down" if target is rig.target else "up")
     now_ns = rig.world.now_ns
-    assert rig.who.judge(frozenset(["203.0.113.1"]), now_ns)
+    assert rig.who.judge({ping("203.0.113.1")}, now_ns)
     assert rig.status == "up"
     rig.who.targets[1].link = verdict.Link("down")
-    assert not rig.who.judge(frozenset(["203.0.113.1", "203.0.113.2"]), now_ns)
+    assert not rig.who.judge({ping("203.0.113.1"), ping("203.0.113.2")}, now_ns)
     assert rig.status == "up"  # nothing is known: it stays
-    assert rig.who.judge(frozenset(["203.0.113.1"]), now_ns)
+    assert rig.who.judge({ping("203.0.113.1")}, now_ns)
     assert rig.status == "down"
 
 
@@ -768,7 +772,7 @@ def test_no_blame_helps_where_the_cable_is_out(make: Make) -> None:
     rig = make()
     rig.turn(4)
     rig.see(OUT)
-    assert rig.who.judge(frozenset(["203.0.113.1"]), rig.world.now_ns)
+    assert rig.who.judge({ping("203.0.113.1")}, rig.world.now_ns)
     assert rig.status == "down"
 
 
@@ -819,7 +823,7 @@ def test_what_is_known_of_each_target_is_told(make: Make) -> None:
     rig = make('["203.0.113.1", "203.0.113.2"]')
     rig.world.answer = lambda _, address: None if str(address) == "203.0.113.2" else 2 * MS
     rig.turn(12)
-    known = rig.who.standing(frozenset(["203.0.113.2"]), rig.world.now_ns)
+    known = rig.who.standing({ping("203.0.113.2")}, rig.world.now_ns)
     assert (known.state, known.held_until) == ("up", 0.0)
     assert known.since == pytest.approx(rig.world.time(), abs=1)
     first, second = known.targets["203.0.113.1"], known.targets["203.0.113.2"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lsmpy import model, verdict
-from lsmpy.verdict import Damping, Link, Status, Trial, blamed, combine, damp, decide, is_silent, step
+from lsmpy.verdict import Damping, Link, Status, Trial, blamed, combine, damp, decide, excuse, is_silent, step
 
 FAST = model.Probe(max_packet_loss=15, max_successive_pkts_lost=3, min_packet_loss=5, min_successive_pkts_rcvd=2)
 MS = 1_000_000
@@ -212,7 +215,7 @@ def test_quorum(statuses: list[Status], quorum: int, combined: Status) -> None:
         ({"A": {"t": "down", "u": "up"}, "B": {"t": "down", "u": "up"}}, {"t"}),
         ({"A": {"t": "down", "u": "up"}, "B": {"t": "down"}}, {"t"}),
         ({"A": {"t": "down", "u": "up"}, "B": {"t": "down", "u": "down"}}, {"t"}),
-        ({"A": {"t": "down", "own": "up"}, "B": {"t": "down"}, "C": {"t": "down"}}, {"t"}),
+        ({"A": {"t": "down", "o": "up"}, "B": {"t": "down"}, "C": {"t": "down"}}, {"t"}),
         # It still answers by one of them, or has not been judged.
         ({"A": {"t": "down", "u": "up"}, "B": {"t": "up", "u": "up"}}, set()),
         ({"A": {"t": "down", "u": "up"}, "B": {"t": "unknown", "u": "up"}}, set()),
@@ -238,18 +241,34 @@ def test_quorum(statuses: list[Status], quorum: int, combined: Status) -> None:
 def test_a_target_is_blamed_that_fails_by_every_isp_while_others_answer(
     links: dict[str, dict[str, Status]], found: set[str]
 ) -> None:
-    assert blamed(tried(links)) == found
+    assert found_dead(tried(links)) == found
 
 
-def tried(links: dict[str, dict[str, Status]], apart_s: int = 10) -> dict[str, dict[str, Trial]]:
+def check(name: str) -> model.Check:
+    """The check target of this name."""
+    return model.Check("echo", ip_address(f"203.0.113.{ord(name)}"))
+
+
+def found_dead(trials: Mapping[str, Mapping[str, Trial]]) -> set[str]:
+    found = blamed({isp: {check(name): trial for name, trial in each.items()} for isp, each in trials.items()})
+    return {name for each in trials.values() for name in each if check(name) in found}
+
+
+def tried(links: dict[str, dict[str, Status]]) -> dict[str, dict[str, Trial]]:
     """What is down has been silent since one moment."""
-    return {
-        isp: {
-            target: Trial(status == "up", status == "down", 5 * S if status == "down" else None, apart_s * S)
-            for target, status in targets.items()
-        }
-        for isp, targets in links.items()
-    }
+    of: dict[Status, Trial] = {"up": UP, "down": fell(5), "unknown": Trial("unknown", False, None, 10 * S)}
+    return {isp: {target: of[status] for target, status in targets.items()} for isp, targets in links.items()}
+
+
+def fell(at_s: int, apart_s: int = 10) -> Trial:
+    """It has not answered since then."""
+    return Trial("down", True, at_s * S, apart_s * S)
+
+
+UP = Trial("up", False, None, 10 * S)
+LOSING = Trial("up", False, 5 * S, 10 * S)  # not for long enough to be silent
+BAD = Trial("down", False, None, 10 * S)  # it answers, but not well
+OUT = Trial("down", True, None, 10 * S)  # nothing new
 
 
 @pytest.mark.parametrize(
@@ -258,22 +277,62 @@ def tried(links: dict[str, dict[str, Status]], apart_s: int = 10) -> dict[str, d
 def test_two_isps_that_die_one_after_another_are_not_one_dead_target(
     silent_s: tuple[int, int], found: set[str]
 ) -> None:
-    trials = {isp: {"t": Trial(False, True, at_s * S, 10 * S)} for isp, at_s in zip("AB", silent_s, strict=True)}
-    assert blamed(trials) == found
+    trials = {isp: {"t": fell(at_s)} for isp, at_s in zip("AB", silent_s, strict=True)}
+    assert found_dead(trials) == found
     # Where there are others that answer it does not matter when it died.
-    with_others = {isp: targets | {"own" + isp: Trial(True, False, None, 10 * S)} for isp, targets in trials.items()}
-    assert blamed(with_others) == {"t"}
+    with_others = {isp: targets | {isp: UP} for isp, targets in trials.items()}
+    assert found_dead(with_others) == {"t"}
 
 
 def test_an_isp_that_probes_more_seldom_may_notice_later() -> None:
-    trials = {"A": {"t": Trial(False, True, 5 * S, 1 * S)}, "B": {"t": Trial(False, True, 40 * S, 60 * S)}}
-    assert blamed(trials) == {"t"}
+    assert found_dead({"A": {"t": fell(5, 1)}, "B": {"t": fell(40, 60)}}) == {"t"}
 
 
 def test_what_answers_badly_on_all_is_blamed_only_where_another_answers() -> None:
-    lossy = Trial(False, True, None, 10 * S)
-    assert blamed({isp: {"t": lossy} for isp in "AB"}) == set()
-    assert blamed({isp: {"t": lossy, "own" + isp: Trial(True, False, None, 10 * S)} for isp in "AB"}) == {"t"}
+    assert found_dead({isp: {"t": BAD} for isp in "AB"}) == set()
+    assert found_dead({isp: {"t": BAD, isp: UP} for isp in "AB"}) == {"t"}
+
+
+@pytest.mark.parametrize(
+    ("trials", "found"),
+    [
+        # An ISP that had lost it before tells nothing of it, and two must.
+        ({"A": {"t": fell(900)}, "B": {"t": fell(900)}, "C": {"t": fell(5)}}, {"t"}),
+        ({"A": {"t": fell(900)}, "B": {"t": fell(900)}, "C": {"t": OUT}}, {"t"}),
+        ({"A": {"t": fell(900)}, "B": {"t": OUT}}, set()),
+        ({"A": {"t": OUT}, "B": {"t": OUT}}, set()),
+        # By one it fails for reasons of that ISP's, which works: that keeps up nobody else.
+        ({"A": {"t": fell(900)}, "B": {"t": fell(5), "b": UP}}, set()),
+        ({"A": {"t": fell(900)}, "B": {"t": BAD, "b": UP}}, set()),
+        ({"A": {"t": fell(900), "a": fell(900)}, "B": {"t": fell(5), "b": UP}, "C": {"t": OUT, "c": UP}}, set()),
+        ({"A": {"t": fell(900)}, "B": {"t": fell(900)}, "C": {"t": fell(5), "c": UP}}, {"t"}),
+        ({"A": {"t": OUT}, "B": {"t": fell(900), "b": UP}, "C": {"t": fell(5), "c": UP}}, {"t"}),
+        ({"A": {"t": OUT}, "B": {"t": fell(900), "b": UP}}, set()),
+        # It still answers one of them, though not well.
+        ({"A": {"t": fell(900)}, "B": {"t": fell(900)}, "C": {"t": BAD}}, set()),
+        ({"A": {"t": fell(900), "a": UP}, "B": {"t": BAD}}, set()),
+        # Other targets fall silent with it: the whole site does. Or they did so before, and tell nothing.
+        ({"A": {"t": fell(5), "a": fell(5)}, "B": {"t": fell(5), "b": fell(5)}}, set()),
+        ({"A": {"t": fell(5), "a": LOSING}, "B": {"t": fell(5), "b": LOSING}}, set()),
+        ({"A": {"t": fell(900), "a": fell(5)}, "B": {"t": fell(900), "b": OUT}}, {"t"}),
+        ({"A": {"t": fell(900), "u": fell(5)}, "B": {"t": fell(900), "u": fell(5)}}, {"t"}),
+        ({"A": {"t": fell(5), "a": fell(5)}, "B": {"t": fell(5), "b": UP}}, {"t"}),
+    ],
+)
+def test_no_isp_may_be_the_reason(trials: dict[str, dict[str, Trial]], found: set[str]) -> None:
+    assert found_dead(trials) == found
+
+
+def test_who_fell_silent_with_it_is_told() -> None:
+    trials = {"A": {"t": fell(900)}, "B": {"t": fell(905)}, "C": {"t": fell(5)}, "D": {"t": OUT}, "E": {"u": fell(900)}}
+    found = blamed({isp: {check(name): trial for name, trial in each.items()} for isp, each in trials.items()})
+    assert found == {check("t"): {"A": 900 * S, "B": 905 * S}}
+
+
+def test_all_that_is_asked_of_one_host_dies_with_it() -> None:
+    ping = check("t")
+    call = model.Check("tcp", ping.address, 443)
+    assert blamed({isp: {ping: fell(5), call: fell(5)} for isp in "AB"}).keys() == {ping, call}
 
 
 @pytest.mark.parametrize(
@@ -286,10 +345,36 @@ def test_what_answers_badly_on_all_is_blamed_only_where_another_answers() -> Non
         ([False] * 5 + [True] * 3, True),
         ([False] * 5 + [True] * 3 + [False], False),
         ([False] * 5 + [True] * 2 + [False], False),
+        # Down for its losses, and then silent; or answering since.
+        ([True, False] * 14 + [True], True),
+        ([True, False] * 15, False),
+        ([True, False] * 15 + [True], False),
+        ([True, False] * 15 + [True] * 2, True),
     ],
 )
 def test_silent_is_one_probe_away_from_being_down_for_that(samples: list[bool], silent: bool) -> None:
     assert is_silent(walk(samples, FAST), 0, FAST) == silent
+
+
+def test_what_nobody_has_heard_since_its_link_came_back_is_silent() -> None:
+    assert is_silent(Link("down"), 0, FAST)
+    assert is_silent(walk([True], FAST, Link("down")), 0, FAST)
+    assert not is_silent(walk([False], FAST, Link("down")), 0, FAST)
+
+
+@pytest.mark.parametrize(
+    ("samples", "was_down"),
+    [
+        ([], False),
+        ([False] * 5 + [True] * 9, False),
+        ([True] * 9, False),
+        ([True] * 9 + [False], True),
+        ([True] * 9 + [False] + [True] * 9, True),
+        ([True] * 4 + [False] * 9 + [True] * 9, False),
+    ],
+)
+def test_whether_it_was_down_before_it_fell_silent(samples: list[bool], was_down: bool) -> None:
+    assert walk(samples, FAST).was_down == was_down
 
 
 def test_where_one_lost_probe_is_down_an_answer_is_no_silence() -> None:
@@ -310,7 +395,7 @@ networks = st.dictionaries(st.sampled_from("ABC"), st.dictionaries(st.sampled_fr
 
 @given(networks)
 def test_nobody_is_blamed_who_answers_or_whom_one_isp_alone_probes(links: dict[str, dict[str, Status]]) -> None:
-    for target in blamed(tried(links)):
+    for target in found_dead(tried(links)):
         says = [targets[target] for targets in links.values() if target in targets]
         assert len(says) > 1
         assert set(says) == {"down"}
@@ -322,7 +407,7 @@ def test_one_dead_target_that_is_shared_is_always_found(links: dict[str, dict[st
         isp: {target: "down" if target == dead else "up" for target in targets} for isp, targets in links.items()
     }
     sharing = [targets for targets in healthy.values() if dead in targets]
-    assert blamed(tried(healthy)) == ({dead} if len(sharing) > 1 else set())
+    assert found_dead(tried(healthy)) == ({dead} if len(sharing) > 1 else set())
 
 
 # -- damping ---------------------------------------------------------------------------------------
@@ -366,6 +451,16 @@ def test_it_is_forgiven_after_it_has_been_up_for_as_long_as_it_was_held() -> Non
     assert (damping.held_ns, damping.up_ns) == (20 * S, 131 * S)
     assert damp(damping, "down", 151 * S - 1, HOLD_MS).held_ns == 40 * S
     assert damp(damping, "down", 151 * S, HOLD_MS).held_ns == 10 * S
+
+
+def test_who_went_down_for_no_reason_of_its_own_is_what_it_was() -> None:
+    up = flap(Damping(up_ns=0), 100, 100)
+    down = damp(up, "down", 200 * S, HOLD_MS)
+    assert excuse(down, up, 200 * S) == up
+    assert excuse(down, up, 150 * S) == up
+    assert excuse(down, up, 200 * S + 1) == down  # it was down already
+    assert excuse(up, up, 150 * S) == up
+    assert excuse(Damping(), Damping(), 1) == Damping()
 
 
 def test_not_being_sure_is_neither_up_nor_down() -> None:
