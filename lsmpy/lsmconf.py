@@ -116,11 +116,12 @@ class Settings(Struct, frozen=True):
         return (*self.connections, *self.groups)
 
     @property
-    def has_scripts(self) -> bool:
-        """Whether there is anything to be run."""
-        return any(each.eventscript or each.notifyscript for each in self.everybody) or any(
-            each.long_down_eventscript or each.long_down_notifyscript for each in self.connections
-        )
+    def scripts(self) -> frozenset[str]:
+        """All that may be run."""
+        found = {script for each in self.everybody for script in (*each.eventscript, each.notifyscript)}
+        for each in self.connections:
+            found |= {each.long_down_eventscript, each.long_down_notifyscript}
+        return frozenset(found - {""})
 
 
 _KEYS = tuple(each for each in Connection.__struct_fields__ if each != "line")

@@ -15,6 +15,7 @@ from lsmpy import LsmpyError
 LSM_WORDS = frozenset({"up", "down", "long_down", "unknown", "long_down_to_up", "long_down_to_down"})
 FORCES = ("up", "down")
 _REREAD_S = 0.05
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST = 4096
 
 
@@ -95,6 +96,13 @@ def read_text(path: Path) -> str | None:
         time.sleep(_REREAD_S)
         text = _read_once(path)
     return text
+
+
+def boot() -> str:
+    """Which boot of the machine this is; empty if nobody knows. What belongs to another one is over."""
+    with contextlib.suppress(OSError):
+        return _BOOT.read_text().strip()
+    return ""
 
 
 def make_own_directory(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import selectors
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -39,9 +39,13 @@ GROUP = "group {\n name=g\n logic=0\n member-connection=c1\n member-connection=c
 class FakeCaller:
     """Notes what it is told."""
 
-    def __init__(self, selector: selectors.BaseSelector, words: Sequence[str] = ()) -> None:
+    def __init__(self, selector: selectors.BaseSelector, place: Path, words: Sequence[str] = ()) -> None:
         del selector
-        self.words, self.calls, self.closed = words, list[Call](), False
+        self.place, self.words, self.calls, self.closed = place, words, list[Call](), False
+        self.resumed: Collection[str] = ()
+
+    def resume(self, scripts: Collection[str]) -> None:
+        self.resumed = scripts
 
     def call(self, calls: Sequence[Call]) -> None:
         self.calls += calls
@@ -237,6 +241,24 @@ def test_long_outages_are_told_in_time(house: House) -> None:
     assert house.says("c1") == "down"
 
 
+@pytest.mark.parametrize("by_s", [3600, -3600])
+def test_an_outage_is_long_by_a_clock_that_nobody_sets(house: House, by_s: int) -> None:
+    house.start(LIMITS + C1.replace("}", " long_down_time=2\n long_down_eventscript=/l\n}"))
+    house.dead = {"203.0.113.1"}
+    house.run(0.5)
+    began = house.caller.calls[-1].argv[16]
+    house.told()
+    house.world.set_clock(by_s * kit.S)
+    house.run(1)
+    assert house.told() == []
+    house.daemon.close()
+    house.start(house.path.read_text(), 0.5)  # which does not forget since when
+    assert house.told() == []
+    house.run(2)
+    assert [call.argv[16] for call in house.caller.calls] == [began]
+    assert house.told() == [("c1", "down", "long_down")]
+
+
 def test_quick_starts_and_bursts(house: House) -> None:
     text = LIMITS.replace("rcvd=2", "rcvd=50").replace("interval_ms=10", "interval_ms=1000\n startup_acceleration=3")
     more = " startup_burst_pkts=5\n startup_burst_interval=20\n}"
@@ -333,13 +355,28 @@ def test_a_restart_tells_only_what_has_changed(house: House) -> None:
     assert house.told() == [("c2", "up", "down")]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"c1": {"word": "sideways"}}', "\xff"])
+def test_at_the_next_boot_everything_is_told_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LSM does: a directory on a disk outlasts what scripts have done."""
+    house.start(LIMITS + C1)
+    house.daemon.close()
+    monkeypatch.setattr(state, "boot", lambda: "another")
+    house.start(LIMITS + C1)
+    assert house.told() == [("c1", "unknown", "up")]
+
+
+def test_calls_that_a_restart_has_cut_short_are_made_again(house: House) -> None:
+    house.start(LIMITS + C1.replace("}", " long_down_time=2\n long_down_eventscript=/l\n}"))
+    assert house.caller.place == house.path.parent / "lsmpy/calls"
+    assert house.caller.resumed == {"/e", "/l"}
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"c1": {"word": "sideways"}}', "\xff", '{"boot": 1, "states": {}}'])
 def test_what_is_remembered_may_be_broken(house: House, text: str) -> None:
     (house.path.parent / "lsmpy").mkdir()
     (house.path.parent / herald.FILE).write_bytes(text.encode("latin-1"))
     house.start(LIMITS + C1)
     assert house.told() == [("c1", "unknown", "up")]
-    assert json.loads((house.path.parent / herald.FILE).read_text())["c1"]["word"] == "up"
+    assert json.loads((house.path.parent / herald.FILE).read_text())["states"]["c1"]["word"] == "up"
 
 
 def test_a_missing_directory_of_lsm_s_own_is_told_once(
