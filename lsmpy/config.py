@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -20,6 +21,8 @@ _SINGLE_OR_LIST = {
     *("address", "gateway", "prefix", "check"),
     *("use", "to", "from", "lan", "protocol", "ports", "script"),
 }
+_DIGITS = 1000  # of which Python's int() takes not many more
+_LONG = re.compile(rf"[\s=\[,][+-]?(?:0[xob]|\d)[\da-fA-F_]{{{_DIGITS}}}")
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
@@ -54,6 +57,9 @@ def parse(data: bytes, source: str, table_names: dict[str, int], probing: bool =
     """
     try:
         text = data.decode()
+        if long := _LONG.search(text):
+            line = text.count("\n", 0, long.end()) + 1
+            raise ConfigError(f"{source}:{line}: not TOML: a number of more than {_DIGITS} digits")
         raw = tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
@@ -62,7 +68,15 @@ def parse(data: bytes, source: str, table_names: dict[str, int], probing: bool =
         where = re.search(r"line (\d+)", str(error))
         line = int(where[1]) if where else text.count("\n") + 1
         raise ConfigError(f"{source}:{line}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}:{_deepest(text)}: not TOML: too many lists or tables in one another") from error
     return _Reader(raw, text, source, table_names).router(probing)
+
+
+def _deepest(text: str) -> int:
+    """The first of the lines at whose end most brackets are open."""
+    depths = list(accumulate(sum(map(line.count, "[{")) - sum(map(line.count, "]}")) for line in text.split("\n")))
+    return depths.index(max(depths)) + 1
 
 
 def _table_names() -> dict[str, int]:

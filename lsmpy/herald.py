@@ -19,6 +19,7 @@ from lsmpy.events import Counters, Ledger, Moment, Outcome, State, Word
 from lsmpy.model import Check
 from lsmpy.prober import Prober, Target, clock_ns
 from lsmpy.source import Source
+from lsmpy.standing import as_json
 from lsmpy.uplink import Path as Way
 from lsmpy.verdict import WINDOW
 
@@ -117,7 +118,7 @@ class Herald:
     def _remember(self) -> None:
         path = self._directory / FILE
         state.make_own_directory(path)
-        state.write(path, msgspec.json.encode(Memory(state.boot(), self._ledger.states)).decode())
+        state.write(path, as_json(Memory(state.boot(), self._ledger.states)))
 
     def _words(self) -> dict[str, Word]:
         return {name: self._ledger.states[name].word for name in self._ledger.connections}

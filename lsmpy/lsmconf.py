@@ -19,7 +19,8 @@ _WORDS = {"defaults {": "defaults", "connection {": "connection", "group {": "gr
 _GROUP_KEYS = frozenset(
     ("name", "eventscript", "notifyscript", "unknown_up_notify", "warn_email", "status", "queue", "device", "logic")
 )
-_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")  # what C's atoi takes; it leaves the rest, and without any it is 0
+# What C's atoi takes; it leaves the rest, and without any it is 0.
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)0*([0-9]+)")
 # What is below or above is taken for the nearest that makes sense. LSM sends no more than one probe in 20 ms anyway,
 # and looks for lateness once a second.
 _SENSIBLE = {
@@ -31,6 +32,7 @@ _SENSIBLE = {
 }
 
 _MOST_DEBUG = 8
+_MOST_DIGITS = 20  # of a number, which is longer than any time by then
 
 Read = Callable[[str], str]
 Match = Callable[[str], Sequence[str] | None]
@@ -183,9 +185,9 @@ def parse(text: str, source: str, read: Read, match: Match) -> Settings:
 
 
 def number(text: str) -> int:
-    """A number as C's atoi reads it, but without its limit."""
+    """A number as C's atoi reads it, but with another limit: what is beyond `_MOST_DIGITS` digits does not count."""
     found = _NUMBER.match(text)
-    return int(found[1]) if found else 0
+    return int(found[1] + found[2][:_MOST_DIGITS]) if found else 0
 
 
 def normal(line: str) -> str:
@@ -431,6 +433,6 @@ def _match(pattern: str) -> list[str] | None:
     directory, slash, last = pattern.rpartition("/")
     try:
         names = sorted(each.name for each in Path(directory + slash or ".").iterdir())
-    except OSError:
+    except (OSError, ValueError):  # or its name is none
         return None
     return [directory + slash + each for each in names if fnmatch.fnmatchcase(each, last) and not each.endswith("~")]

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from lsmpy import state
 from lsmpy.events import Call
+from lsmpy.standing import as_json
 
 DIRECTORY = "lsmpy/calls"  # in the state directory
 
@@ -36,7 +37,7 @@ def keep(directory: Path, call: Call) -> Path:
     """
     prepare(directory)
     path = directory / f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020}"
-    state.write(path, msgspec.json.encode(_Kept(state.boot(), call)).decode())
+    state.write(path, as_json(_Kept(state.boot(), call)))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left, insort
 from collections import deque
@@ -113,7 +114,15 @@ class Window:
 
 def encode(standing: Standing) -> str:
     """The file's text."""
-    return msgspec.json.encode(standing).decode()
+    return as_json(standing)
+
+
+def as_json(value: object) -> str:
+    """A value as JSON, in which names that are no text, as an lsm.conf may hold, are made one."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode(errors="replace").decode()
 
 
 def decode(text: str) -> Standing | None:

@@ -122,7 +122,7 @@ def write(path: Path, text: str) -> None:
         try:
             # Not through a link that somebody else, whose directory it may be, has put there.
             temporary.unlink(missing_ok=True)
-            with open(temporary, "x", opener=_open_new) as file:
+            with open(temporary, "x", errors="surrogateescape", opener=_open_new) as file:
                 file.write(text + "\n")
                 os.fchmod(file.fileno(), 0o644)
             os.replace(temporary, path)

@@ -287,6 +287,16 @@ def test_names_that_cannot_be_files_have_none_and_that_is_told(house: House, cap
     assert sorted(each.name for each in house.path.parent.iterdir()) == ["lsm.conf", "lsmpy", "var"]
 
 
+@pytest.mark.parametrize("line", [b"name=\xff\xfe", b"name=a\0b", b"device=\xff", b"device=a\0b", b"queue=\xff"])
+def test_what_is_no_text_hurts_nobody(house: House, line: bytes) -> None:
+    house.path.write_bytes((LIMITS + C1).encode().replace(b"name=c1", line))
+    for _ in range(2):
+        house.daemon = probe.Daemon(house.path, house.path.parent)
+        house.run(1.2)
+        house.daemon.close()
+    assert len(house.export.read_bytes().splitlines()) == 1
+
+
 def test_what_lsm_would_not_take_as_written_is_told_at_start(house: House, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         house.start(LIMITS.replace("interval_ms=10", "interval_ms=0") + C1, 0.1)

@@ -66,6 +66,9 @@ def only(text: str) -> Connection:
         ("eventscript=", "eventscript", ()),
         ("interval_ms=100000000000000", "interval_ms", 100_000_000_000_000),
         ("timeout_ms=0", "timeout_ms", 10),
+        (f"interval_ms={'9' * 5000}", "interval_ms", 10**15),
+        (f"long_down_time=-{'9' * 5000}", "long_down_time", 1 - 10**20),
+        (f"ttl={'0' * 5000}7", "ttl", 7),
         ("status=9", "status", 2),
     ],
 )
@@ -164,6 +167,10 @@ def test_files_are_matched_as_lsm_does(tmp_path: Path) -> None:
     assert [line.partition(": ")[2] for line in told(main)] == [f"include: {main} includes itself; take it out"]
     main.write_text(f"include {tmp_path}/[.b]*.conf\n")
     assert [each.line for each in lsmconf.load(main).connections] == [f"{tmp_path}/b.conf:1"]
+    main.write_text("include /x\0y/z\n-include /x\0y/z\n" + ONE)
+    assert told(main) == [
+        f"{main}:1: include: /x\0y/z: there is no such directory; name files that exist, or write -include"
+    ]
     main.write_text(f"include {tmp_path}/none*\ninclude /nowhere/x\n-include /nowhere/x\n")
     assert told(main) == [
         f"{main}:1: include: {tmp_path}/none*: no file matches; name files that exist, or write -include",
