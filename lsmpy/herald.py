@@ -47,6 +47,7 @@ class Herald:
         self._ledger: Ledger = Ledger(source.settings, old._ledger.states if old else self._remembered())
         self._own = _OWN / source.settings.flavour if source.lsm else None
         self._own_problem = ""
+        self._remembers = True
         self._munin_ns: int = old._munin_ns if old else clock_ns() + munin.INTERVAL_S * _S
         self._counts: dict[str, Count] = dict(old._counts) if old else {}
         self._probers: dict[str, Prober] = {}
@@ -118,7 +119,13 @@ class Herald:
     def _remember(self) -> None:
         path = self._directory / FILE
         state.make_own_directory(path)
-        state.write(path, as_json(Memory(state.boot(), self._ledger.states)))
+        try:
+            state.write(path, as_json(Memory(state.boot(), self._ledger.states)))
+            self._remembers = True
+        except state.StateError as error:
+            if self._remembers:
+                log.error("a restart would tell again what has been told: %s", error)
+            self._remembers = False
 
     def _words(self) -> dict[str, Word]:
         return {name: self._ledger.states[name].word for name in self._ledger.connections}

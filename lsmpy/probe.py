@@ -56,6 +56,8 @@ class Daemon:
         self._path, self._given, self._directory = path, directory, Path()
         self._probers: list[Prober] = []
         self._held: dict[str, str | None] = {}
+        self._emptied: set[str] = set()  # whose state file was empty when it was looked at last, for the first time
+        self._tells = True
         self._blamed: frozenset[str] = frozenset()
         self._agenda: list[tuple[int, int, Prober, Target]] = []
         self._turns = itertools.count()
@@ -173,7 +175,12 @@ class Daemon:
     def _settle(self, name: str, status: str) -> None:
         if not state.can_name(name):
             return
-        held = settle(self._directory, name, None if status == "unknown" else status)
+        file = state.glance(state.state_path(self._directory, name))
+        if file == "" and name not in self._emptied:  # half-way of `echo up > FILE`, or not: the next turn tells
+            self._emptied.add(name)
+            return
+        self._emptied.discard(name)
+        held = settle(self._directory, name, None if status == "unknown" else status, file)
         if held is not None and held != self._held.get(name):
             log.info("%s: somebody wrote %r into its state file; it is left alone until removed or right", name, held)
         elif held is None and self._held.get(name) is not None:
@@ -184,7 +191,13 @@ class Daemon:
         known = {each.isp.name: each.standing(self._blamed, now_ns) for each in self._probers}
         path = self._directory / standing.FILE
         state.make_own_directory(path)
-        state.write(path, standing.encode(standing.Standing(time.time(), known)))
+        try:
+            state.write(path, standing.encode(standing.Standing(time.time(), known)))
+            self._tells = True
+        except state.StateError as error:  # which only `lsmpy status` misses
+            if self._tells:
+                log.error("%s", error)
+            self._tells = False
 
     def _finished(self) -> bool:
         unknown = [each for each in self._probers if each.status == "unknown"]
@@ -193,7 +206,7 @@ class Daemon:
             names = ", ".join(each.isp.name for each in unknown)
             why = next((str(each) for each in undecided if each.cannot), f"{verdict.WINDOW} probes leave it open")
             raise ProbeError(f"{names}: neither up nor down: {why}. The state file is unchanged")
-        return not unknown
+        return not unknown and not self._emptied
 
     def _listen(self, kernel: socket.socket) -> None:
         """Hear by this socket from now on what the kernel changes."""
@@ -312,8 +325,8 @@ def _hear_of_changes(groups: int) -> socket.socket:
     return opened
 
 
-def settle(directory: Path, name: str, said: str | None) -> str | None:
-    """Bring the state file of the ISP `name` in line with what the probes `said`, None for no verdict yet.
+def settle(directory: Path, name: str, said: str | None, file: str | None) -> str | None:
+    """Bring the state file of the ISP `name`, which says `file`, in line with what the probes `said`; None for nothing.
 
     Returns what somebody else wrote, in which case nothing is changed; None if nobody did.
 
@@ -321,7 +334,10 @@ def settle(directory: Path, name: str, said: str | None) -> str | None:
         StateError: a file cannot be written.
     """
     path, record = state.state_path(directory, name), state.record_path(directory, name)
-    file, written = state.read_text(path), state.read_text(record)
+    recorded = state.glance(record)
+    written = state.written(recorded, file)
+    if file is not None and recorded != written == file:
+        state.write(record, file)  # whoever was here before was killed while it wrote
     action = verdict.decide(said, written, file)
     if action in ("adopt", "write"):
         state.make_own_directory(record)
@@ -329,6 +345,7 @@ def settle(directory: Path, name: str, said: str | None) -> str | None:
         state.write(record, file)
         action = verdict.decide(said, file, file)
     if action == "write" and said is not None:
+        state.write(record, said if file is None else f"{file}\n{said}")
         state.write(path, said)
         state.write(record, said)
     return file if action == "leave" else None

@@ -181,8 +181,9 @@ def look(names: Sequence[str], directory: Path) -> Overview:
 
 def _files(directory: Path, name: str) -> Files:
     written, forced = (_changed(path(directory, name)) for path in (state.state_path, state.force_path))
-    record = state.read_text(state.record_path(directory, name))
-    return Files(name, state.read(directory, name), record, written, forced)
+    says = state.read(directory, name)
+    record = state.written(state.glance(state.record_path(directory, name)), says.text)
+    return Files(name, says, record, written, forced)
 
 
 def _changed(path: Path) -> float | None:

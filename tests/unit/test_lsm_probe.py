@@ -380,6 +380,17 @@ def test_calls_that_a_restart_has_cut_short_are_made_again(house: House) -> None
     assert house.caller.resumed == {"/e", "/l"}
 
 
+def test_what_cannot_be_remembered_is_told_once(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(herald, "FILE", "nowhere/at/all")
+    house.start(LIMITS + C1)
+    house.dead = {"203.0.113.1"}
+    house.run(1)
+    assert len(house.told()) == 2
+    assert caplog.text.count("a restart would tell again what has been told") == 1
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"c1": {"word": "sideways"}}', "\xff", '{"boot": 1, "states": {}}'])
 def test_what_is_remembered_may_be_broken(house: House, text: str) -> None:
     (house.path.parent / "lsmpy").mkdir()
