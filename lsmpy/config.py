@@ -26,18 +26,19 @@ _LONG = re.compile(rf"[\s=\[,][+-]?(?:0[xob]|\d)[\da-fA-F_]{{{_DIGITS}}}")
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
-def load(path: Path, probing: bool = False) -> Router:
+def load(path: Path, probing: bool = False, data: bytes | None = None) -> Router:
     """Read and check the configuration in `path`.
 
     Args:
         path: the file.
         probing: whether it is for those who only ask whether ISPs are up, and may hold what only they can do.
+        data: what is in it, if that has been read already.
 
     Raises:
         ConfigError: with every mistake at once.
     """
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if data is None else data
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}. Nothing was changed.") from error
     return parse(data, str(path), _table_names(), probing)

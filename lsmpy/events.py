@@ -82,17 +82,17 @@ class Ledger:
     """The states of all connections and groups, and what follows from a change of one.
 
     Attributes:
-        connections, groups: as configured, by name.
-        states: of both, by name.
+        connections, groups: as configured, by a name that is theirs alone.
+        states: of both, by the same name.
     """
 
     def __init__(self, settings: Settings, known: Mapping[str, State]) -> None:
         """Begin with what is `known` by name, and for the others with their `status`."""
         self.connections = {each.name: each for each in settings.connections}
-        self.groups = {each.name: each for each in settings.groups}
+        self.groups = {name: each for name, each in settings.named.items() if isinstance(each, Group)}
         self._debug, self._flavour = settings.debug, settings.flavour
         self.states: dict[str, State] = {
-            each.name: known.get(each.name, State(WORDS[each.status])) for each in settings.everybody
+            name: known.get(name, State(WORDS[each.status])) for name, each in settings.named.items()
         }
         self._told_at: dict[str, int] = {}
         self._most: dict[str, tuple[int, int]] = {}  # timeout and cons_miss, since it was up
@@ -135,8 +135,8 @@ class Ledger:
                 outcome.calls += _long_down_calls(connection, _Told("long_down", "down", counted(name), since))
             elif state.word in ("down", "long_down"):
                 self._still(outcome, name, counted(name))
-        for group in self.groups.values():
-            self._group(outcome, group, now)
+        for name, group in self.groups.items():
+            self._group(outcome, name, group, now)
         return outcome
 
     def dump(self, counted: Callable[[str], Counters]) -> list[str]:
@@ -150,12 +150,12 @@ class Ledger:
                 outcome.lines.append(f"link {name} still down")
             self._count(outcome, name, counters)
 
-    def _group(self, outcome: Outcome, group: Group, now: Moment) -> None:
-        before = self.states[group.name].word
+    def _group(self, outcome: Outcome, name: str, group: Group, now: Moment) -> None:
+        before = self.states[name].word
         word = joined(group.logic, [self.states[each].word for each in group.members])
         if word == before:
             return
-        self.states[group.name] = State(word, now)
+        self.states[name] = State(word, now)
         outcome.changed = True
         if word != "unknown":
             self._note(outcome, f"group {group.name} {word} event")

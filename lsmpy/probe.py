@@ -21,13 +21,12 @@ from typing import TypeVar
 from lsmpy import LsmpyError, __version__, background, config, links, lsmconf, netlink, port, standing, state, verdict
 from lsmpy.herald import Herald
 from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
-from lsmpy.source import Source, load
+from lsmpy.source import Source, load, read
 
 log = logging.getLogger(__name__)
 
 _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
-_TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
 _MOST_SPREAD_NS = 1 * _S  # nobody waits longer for his first probe because of the others
 _MANY_TARGETS = 50
@@ -45,8 +44,10 @@ class ProbeError(LsmpyError):
 class Daemon:
     """Probes all ISPs of a configuration and keeps their state files."""
 
-    def __init__(self, path: Path, directory: Path | None) -> None:
-        """Read the configuration at `path`; `directory`, if given, goes before the one it names.
+    def __init__(self, path: Path, directory: Path | None, data: bytes | None = None) -> None:
+        """Read the configuration at `path`, or this once the `data` that somebody has read there.
+
+        `directory`, if given, goes before the one it names.
 
         Raises:
             ConfigError: the configuration is wrong.
@@ -68,7 +69,7 @@ class Daemon:
         self._kernel: socket.socket | None = None
         self._source: Source
         self._herald: Herald
-        self._load()
+        self._load(data)
 
     def close(self) -> None:
         """Let go of every socket."""
@@ -134,7 +135,8 @@ class Daemon:
         if due:
             self._files_ns = now_ns + _FILES_NS
         if due and now_ns >= self._tell_ns:
-            self._tell_ns = now_ns + sum(len(each.targets) for each in self._probers) * _TELL_NS
+            count = sum(len(each.targets) for each in self._probers)
+            self._tell_ns = now_ns + round(standing.apart_s(count) * _S)
             self._tell(now_ns)
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
@@ -241,8 +243,8 @@ class Daemon:
         else:
             log.info("the configuration was read again")
 
-    def _load(self) -> None:
-        loaded = load(self._path)
+    def _load(self, data: bytes | None = None) -> None:
+        loaded = load(self._path, data)
         router = loaded.router
         directory = self._given or Path(router.state_dir)
         state.require_directory(directory)
@@ -387,10 +389,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-f", "--no-fork", action="store_true", help="as LSM: neither --fork nor --pidfile hold")
     parser.add_argument("-v", "--version", action="version", version=f"lsmpy-probe version {__version__}")
     options = parser.parse_args(argv)
-    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config) else None
+    data = read(options.config)
+    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
     background.log_to(ident)
     try:
-        with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir)) as daemon:
+        with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir, data)) as daemon:
             pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
             with background.running(pid_file, fork):
                 daemon.run(signals, options.once)

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 FILE = "lsmpy/probe.json"  # in the state directory
 
+_TELL_S = 0.005  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _PERCENTILES = (50, 95, 99)
 
 
@@ -71,6 +72,11 @@ class Standing(Struct, frozen=True):
 
     written: float
     isps: dict[str, IspStanding]
+
+
+def apart_s(targets: int) -> float:
+    """How long after one `Standing` of so many targets the next one is written."""
+    return max(1.0, targets * _TELL_S)
 
 
 class Window:

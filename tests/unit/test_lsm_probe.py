@@ -297,6 +297,29 @@ def test_what_is_no_text_hurts_nobody(house: House, line: bytes) -> None:
     assert len(house.export.read_bytes().splitlines()) == 1
 
 
+def test_an_address_may_name_its_interface(house: House) -> None:
+    kit.daemon_of(house.path, LIMITS + "connection {\n checkip=fe80::1%wan2\n}\n").close()
+    assert {(str(target), link.name) for target, _, link in house.asked if link} == {("fe80::1", "wan2")}
+
+
+def test_groups_of_a_name_that_is_taken_are_told_all_the_same(house: House) -> None:
+    group = "group {\n member-connection=c1\n}\n"
+    house.dead = {"203.0.113.2"}
+    house.start(LIMITS + C1 + C2 + group.replace("}", " name=c2\n}") + group * 2, 1.2)
+    assert sorted(house.told()) == [
+        *(("c1", "unknown", "up"), ("c2", "unknown", "down"), ("c2", "unknown", "up")),
+        *(("defaults", "unknown", "up"),) * 2,
+    ]
+    assert sorted(each.name for each in house.path.parent.glob("*_state")) == ["c1_state", "c2_state", "defaults_state"]
+    assert house.says("c2") == "down"
+
+
+def test_an_address_in_an_old_form_is_probed_and_told_as_it_is_written(house: House) -> None:
+    house.start(LIMITS + C1.replace("203.0.113.1", "203.0.28929"))
+    assert {str(target) for target, *_ in house.asked} == {"203.0.113.1"}
+    assert {call.argv[3] for call in house.caller.calls} == {"203.0.28929"}
+
+
 def test_what_lsm_would_not_take_as_written_is_told_at_start(house: House, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         house.start(LIMITS.replace("interval_ms=10", "interval_ms=0") + C1, 0.1)

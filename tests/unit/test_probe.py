@@ -544,13 +544,11 @@ def test_a_file_that_is_empty_is_looked_at_again_and_nobody_waits(
     monkeypatch.setattr(state, "time", None)  # which nobody asks, and nobody sleeps by
     path = state.state_path(house.path.parent, "ISP1")
     path.write_text("")
-    sent = house.targets[1].counter
     with caplog.at_level(logging.INFO):
         house.run(0.5)  # it is looked at once a second
         assert "somebody wrote" not in caplog.text
         house.run(1.5)
     assert "ISP1: somebody wrote '' into its state file" in caplog.text
-    assert house.targets[1].counter - sent > 200
     path.unlink()
     house.run(1.5)
     assert path.read_text() == "up\n"
