@@ -77,7 +77,7 @@ def _force(options: argparse.Namespace) -> int:
     from lsmpy import source  # what it rests on no other command needs
 
     router = source.load(options.config).router
-    names = [isp.name for isp in router.isps]
+    names = [isp.name for isp in router.isps if state.can_name(isp.name)]
     if options.name not in names:
         raise UnknownIspError(f"there is no ISP {options.name}; known are {', '.join(names)}. Nothing was changed")
     directory = options.state_dir or Path(router.state_dir)
@@ -94,10 +94,11 @@ def _force(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lsmpy import source, status  # what they rest on no other command needs
+    from lsmpy import lsmconf, source, status  # what they rest on no other command needs
 
     loaded = source.load(options.config)
-    names = [isp.name for isp in loaded.router.isps] + [group.name for group in loaded.settings.groups]
+    groups = [name for name, each in loaded.settings.named.items() if isinstance(each, lsmconf.Group)]
+    names = [name for name in (*(isp.name for isp in loaded.router.isps), *groups) if state.can_name(name)]
     return status.show(names, options.state_dir or Path(loaded.router.state_dir), options.watch, options.json)
 
 

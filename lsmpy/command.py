@@ -145,23 +145,25 @@ def start(
 
 
 def start_foreign(
-    argv: Sequence[str], environment: Mapping[str, str], on_text: Callable[[str], object], timeout_s: float
+    argv: Sequence[str], environment: Mapping[str, str], output: Callable[[str], object] | int, timeout_s: float
 ) -> Running:
     """Start somebody else's program, in a session of its own, so that what it starts can be killed with it.
 
     Args:
         argv: its path and arguments.
         environment: the whole of it; `ENVIRONMENT` is what our own programs have.
-        on_text: called from another thread with what it prints on both streams, in pieces of `_PIECE` bytes, because it
-            may never end a line; once it returns true nothing more is read, and who goes on writing gets SIGPIPE.
+        output: a file, or what is called from another thread with what it prints on both streams, in pieces of `_PIECE`
+            bytes, because it may never end a line; once it returns true, or the program has ended, nothing more is
+            read, and who goes on writing gets SIGPIPE.
         timeout_s: seconds after which it is killed.
 
     Raises:
         CommandError: it is not there or cannot be started.
     """
     log.debug("run: %s", " ".join(argv))
-    how = {"_in": "", "_out": on_text, "_out_bufsize": _PIECE, "_err_to_out": True}
-    return _start(argv, timeout_s, _env=dict(environment), _new_session=True, **how)
+    how = {} if isinstance(output, int) else {"_out_bufsize": _PIECE}
+    told = {"_in": "", "_out": output, "_err_to_out": True, "_env": dict(environment), "_new_session": True}
+    return _start(argv, timeout_s, **told, **how)
 
 
 def _start(argv: Sequence[str], timeout_s: float | None, **options: Any) -> Running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import tomllib
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,21 +22,24 @@ _SINGLE_OR_LIST = {
     *("address", "gateway", "prefix", "check"),
     *("use", "to", "from", "lan", "protocol", "ports", "script"),
 }
+_DIGITS = 1000  # of which Python's int() takes not many more
+_LONG = re.compile(rf"[\s=\[,][+-]?(?:0[xob]|\d)[\da-fA-F_]{{{_DIGITS}}}")
 _TABLES: dict[str, type[Struct]] = {"router": Options, "probe": Probe, "rules": Rules, "nat": Nat, "events": Events}
 
 
-def load(path: Path, probing: bool = False) -> Router:
+def load(path: Path, probing: bool = False, data: bytes | None = None) -> Router:
     """Read and check the configuration in `path`.
 
     Args:
         path: the file.
         probing: whether it is for those who only ask whether ISPs are up, and may hold what only they can do.
+        data: what is in it, if that has been read already.
 
     Raises:
         ConfigError: with every mistake at once.
     """
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if data is None else data
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}. Nothing was changed.") from error
     return parse(data, str(path), _table_names(), probing)
@@ -56,6 +60,9 @@ def parse(data: bytes, source: str, table_names: dict[str, int], probing: bool =
     data = data.removeprefix(codecs.BOM_UTF8)  # which some editors write
     try:
         text = data.decode()
+        if long := _LONG.search(text):
+            line = text.count("\n", 0, long.end()) + 1
+            raise ConfigError(f"{source}:{line}: not TOML: a number of more than {_DIGITS} digits")
         raw = tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
@@ -64,7 +71,15 @@ def parse(data: bytes, source: str, table_names: dict[str, int], probing: bool =
         where = re.search(r"line (\d+)", str(error))
         line = int(where[1]) if where else text.count("\n") + 1
         raise ConfigError(f"{source}:{line}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}:{_deepest(text)}: not TOML: too many lists or tables in one another") from error
     return _Reader(raw, text, source, table_names).router(probing)
+
+
+def _deepest(text: str) -> int:
+    """The first of the lines at whose end most brackets are open."""
+    depths = list(accumulate(sum(map(line.count, "[{")) - sum(map(line.count, "]}")) for line in text.split("\n")))
+    return depths.index(max(depths)) + 1
 
 
 def _table_names() -> dict[str, int]:

@@ -50,11 +50,18 @@ class Call(Struct, frozen=True):
     argv: tuple[str, ...]
 
 
+class Moment(Struct, frozen=True):
+    """A time, in seconds: `said` since the epoch, as scripts are told it; `age` by a clock that nobody sets."""
+
+    said: float
+    age: float
+
+
 class State(Struct, frozen=True):
-    """Where a connection or a group is, and since when, in seconds since the epoch; 0 if that is not known."""
+    """Where a connection or a group is, and since when; None if that is not known."""
 
     word: Word
-    since: float = 0.0
+    since: Moment | None = None
 
 
 class Outcome(Struct):
@@ -75,17 +82,17 @@ class Ledger:
     """The states of all connections and groups, and what follows from a change of one.
 
     Attributes:
-        connections, groups: as configured, by name.
-        states: of both, by name.
+        connections, groups: as configured, by a name that is theirs alone.
+        states: of both, by the same name.
     """
 
     def __init__(self, settings: Settings, known: Mapping[str, State]) -> None:
         """Begin with what is `known` by name, and for the others with their `status`."""
         self.connections = {each.name: each for each in settings.connections}
-        self.groups = {each.name: each for each in settings.groups}
+        self.groups = {name: each for name, each in settings.named.items() if isinstance(each, Group)}
         self._debug, self._flavour = settings.debug, settings.flavour
         self.states: dict[str, State] = {
-            each.name: known.get(each.name, State(WORDS[each.status])) for each in settings.everybody
+            name: known.get(name, State(WORDS[each.status])) for name, each in settings.named.items()
         }
         self._told_at: dict[str, int] = {}
         self._most: dict[str, tuple[int, int]] = {}  # timeout and cons_miss, since it was up
@@ -95,41 +102,41 @@ class Ledger:
         if name in self.connections and self.states[name].word == "unknown":
             self.states[name] = state
 
-    def say(self, name: str, word: Literal["up", "down"], counters: Counters, now_s: float) -> Outcome:
+    def say(self, name: str, word: Literal["up", "down"], counters: Counters, now: Moment) -> Outcome:
         """The probes have come to a verdict on a connection, which may be what is known already."""
         outcome = Outcome()
         before = self.states[name].word
         if word == before or (word == "down" and before == "long_down"):
             return outcome
-        self.states[name] = State(word, now_s)
+        self.states[name] = State(word, now)
         outcome.changed = True
         self._told_at[name] = counters.probes
         connection = self.connections[name]
         self._note(outcome, f"link {name} {word} event")
-        told = _Told(word, before, counters, now_s)
+        told = _Told(word, before, counters, now)
         if before == "long_down":
             outcome.calls += _long_down_calls(connection, told)
         outcome.calls += _calls(connection, told)
         self._count(outcome, name, counters)
         return outcome
 
-    def tick(self, counted: Callable[[str], Counters], now_s: float) -> Outcome:
+    def tick(self, counted: Callable[[str], Counters], now: Moment) -> Outcome:
         """Time has passed: who has been down for long, and where groups are now; `counted` tells of a connection."""
         outcome = Outcome()
         for name, connection in self.connections.items():
             state = self.states[name]
+            since = state.since or now  # who is configured to begin so is down for as long as we know of it
             if state.word == "down" and not state.since:
-                # It is configured to begin so; its outage is as old as we know of it.
-                state = self.states[name] = State("down", now_s)
-            if state.word == "down" and 0 < connection.long_down_time < now_s - state.since:
-                self.states[name] = State("long_down", state.since)
+                self.states[name] = State("down", now)
+            if state.word == "down" and 0 < connection.long_down_time < now.age - since.age:
+                self.states[name] = State("long_down", since)
                 outcome.changed = True
                 self._note(outcome, f"link {name} long down event")
-                outcome.calls += _long_down_calls(connection, _Told("long_down", "down", counted(name), state.since))
+                outcome.calls += _long_down_calls(connection, _Told("long_down", "down", counted(name), since))
             elif state.word in ("down", "long_down"):
                 self._still(outcome, name, counted(name))
-        for group in self.groups.values():
-            self._group(outcome, group, now_s)
+        for name, group in self.groups.items():
+            self._group(outcome, name, group, now)
         return outcome
 
     def dump(self, counted: Callable[[str], Counters]) -> list[str]:
@@ -143,16 +150,16 @@ class Ledger:
                 outcome.lines.append(f"link {name} still down")
             self._count(outcome, name, counters)
 
-    def _group(self, outcome: Outcome, group: Group, now_s: float) -> None:
-        before = self.states[group.name].word
+    def _group(self, outcome: Outcome, name: str, group: Group, now: Moment) -> None:
+        before = self.states[name].word
         word = joined(group.logic, [self.states[each].word for each in group.members])
         if word == before:
             return
-        self.states[group.name] = State(word, now_s)
+        self.states[name] = State(word, now)
         outcome.changed = True
         if word != "unknown":
             self._note(outcome, f"group {group.name} {word} event")
-            outcome.calls += _calls(group, _Told(word, before, None, now_s))
+            outcome.calls += _calls(group, _Told(word, before, None, now))
 
     def _note(self, outcome: Outcome, line: str) -> None:
         if self._debug >= 8:
@@ -201,7 +208,7 @@ class _Told(Struct, frozen=True):
     word: Word
     before: Word
     counters: Counters | None
-    at_s: float
+    at: Moment
 
 
 def _calls(of: Connection | Group, told: _Told) -> Iterator[Call]:
@@ -233,5 +240,5 @@ def _arguments(of: Connection | Group, told: _Told, email: str) -> tuple[str, ..
     return (
         *(told.word, of.name, of.checkip if isinstance(of, Connection) else "", of.device, email),
         *map(str, numbers),
-        *(counted.source, told.before, str(int(told.at_s)), str(counted.min_rtt), str(counted.max_rtt)),
+        *(counted.source, told.before, str(int(told.at.said)), str(counted.min_rtt), str(counted.max_rtt)),
     )

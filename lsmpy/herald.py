@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
-from lsmpy import munin, state
+from lsmpy import munin, pending, state
 from lsmpy.calls import Caller
-from lsmpy.events import Counters, Ledger, Outcome, State, Word
+from lsmpy.events import Counters, Ledger, Moment, Outcome, State, Word
 from lsmpy.model import Check
 from lsmpy.prober import Prober, Target, clock_ns
 from lsmpy.source import Source
+from lsmpy.standing import as_json
 from lsmpy.uplink import Path as Way
 from lsmpy.verdict import WINDOW
 
@@ -28,16 +30,24 @@ _OWN = Path("/var/lib")  # where LSM has a directory by its name
 _S = 1_000_000_000  # nanoseconds
 
 
+class Memory(Struct):
+    """What is written down: the states, and in which boot; at the next one everything is told anew, as LSM does."""
+
+    boot: str
+    states: dict[str, State]
+
+
 class Herald:
     """What has been told of whom, and whoever is to be told more."""
 
     def __init__(self, source: Source, directory: Path, old: Herald | None = None) -> None:
         """Go on where `old`, or whoever wrote into the state directory before, has left off."""
         self._source = source
-        self._file = directory / FILE
+        self._directory = directory
         self._ledger: Ledger = Ledger(source.settings, old._ledger.states if old else self._remembered())
         self._own = _OWN / source.settings.flavour if source.lsm else None
         self._own_problem = ""
+        self._remembers = True
         self._munin_ns: int = old._munin_ns if old else clock_ns() + munin.INTERVAL_S * _S
         self._counts: dict[str, Count] = dict(old._counts) if old else {}
         self._probers: dict[str, Prober] = {}
@@ -50,8 +60,10 @@ class Herald:
         Raises:
             CallerError: they cannot be run.
         """
-        if self._caller is None and self._source.settings.has_scripts:
-            self._caller = Caller(selector, ["--ident", self._source.settings.flavour] if self._source.lsm else [])
+        if self._caller is None and self._source.settings.scripts:
+            words = ["--ident", self._source.settings.flavour] if self._source.lsm else []
+            self._caller = Caller(selector, self._directory / pending.DIRECTORY, words)
+            self._caller.resume(self._source.settings.scripts)
 
     def close(self) -> None:
         """There is no more to tell."""
@@ -63,18 +75,18 @@ class Herald:
         self._probers = {each.isp.name: each for each in probers}
         self._counts = {name: self._counts.get(name, Count()) for name in self._probers}
         for name, prober in self._probers.items():
-            self._ledger.adopt(name, State(prober.status, prober.since_s))
+            self._ledger.adopt(name, State(prober.status, Moment(prober.since_s, _now().age)))
 
     def say(self, prober: Prober) -> None:
         """A prober has come to a verdict, which `tick` tells of with all others."""
         name = prober.isp.name
         if name in self._ledger.connections and prober.status != "unknown":
-            self._news.add(self._ledger.say(name, prober.status, self._counted(name), time.time()))
+            self._news.add(self._ledger.say(name, prober.status, self._counted(name), _now()))
 
     def tick(self) -> None:
         """Time has passed, or something was said: tell of it."""
         news, self._news = self._news, Outcome()
-        news.add(self._ledger.tick(self._counted, time.time()))
+        news.add(self._ledger.tick(self._counted, _now()))
         self._do(news)
         if clock_ns() >= self._munin_ns:
             self._munin_ns += munin.INTERVAL_S * _S
@@ -97,12 +109,23 @@ class Herald:
         for line in outcome.lines:
             log.info("%s", line)
         if outcome.changed:
-            state.make_own_directory(self._file)
-            state.write(self._file, msgspec.json.encode(self._ledger.states).decode())
             # LSM's own file of all connections; before the scripts, which may look into it.
             self._write_own({"status_export": "\n".join(f"{name} {word}" for name, word in self._words().items())})
         if outcome.calls and self._caller:
             self._caller.call(outcome.calls)
+        if outcome.changed:  # once the calls are kept: rather told twice than never
+            self._remember()
+
+    def _remember(self) -> None:
+        path = self._directory / FILE
+        state.make_own_directory(path)
+        try:
+            state.write(path, as_json(Memory(state.boot(), self._ledger.states)))
+            self._remembers = True
+        except state.StateError as error:
+            if self._remembers:
+                log.error("a restart would tell again what has been told: %s", error)
+            self._remembers = False
 
     def _words(self) -> dict[str, Word]:
         return {name: self._ledger.states[name].word for name in self._ledger.connections}
@@ -122,8 +145,13 @@ class Herald:
 
     def _remembered(self) -> dict[str, State]:
         with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeError):
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, State])
+            memory = msgspec.json.decode((self._directory / FILE).read_bytes(), type=Memory)
+            return memory.states if memory.boot == state.boot() else {}
         return {}
+
+
+def _now() -> Moment:
+    return Moment(time.time(), clock_ns() / _S)
 
 
 class Count:

@@ -6,7 +6,8 @@ import fnmatch
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,11 +16,13 @@ from msgspec import Struct
 from lsmpy import ConfigError, LsmpyError
 from lsmpy.mistakes import shown
 
+_PART = re.compile(r"0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9}")  # of an address in inet_aton(3)
 _WORDS = {"defaults {": "defaults", "connection {": "connection", "group {": "group"}
 _GROUP_KEYS = frozenset(
     ("name", "eventscript", "notifyscript", "unknown_up_notify", "warn_email", "status", "queue", "device", "logic")
 )
-_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")  # what C's atoi takes; it leaves the rest, and without any it is 0
+# What C's atoi takes; it leaves the rest, and without any it is 0.
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)0*([0-9]+)")
 # What is below or above is taken for the nearest that makes sense. LSM sends no more than one probe in 20 ms anyway,
 # and looks for lateness once a second.
 _SENSIBLE = {
@@ -31,7 +34,9 @@ _SENSIBLE = {
 }
 
 _MOST_DEBUG = 8
+_MOST_DIGITS = 20  # of a number, which is longer than any time by then
 
+Address = IPv4Address | IPv6Address
 Read = Callable[[str], str]
 Match = Callable[[str], Sequence[str] | None]
 
@@ -78,6 +83,21 @@ class Connection(Struct, frozen=True, kw_only=True):
     startup_burst_interval: int = 200
     line: str = ""
 
+    @property
+    def target(self) -> Address:
+        """What `checkip` means."""
+        return address(self.checkip) or ip_address(self.checkip)
+
+    @property
+    def source(self) -> Address | None:
+        """What `sourceip` means; None if it is not given."""
+        return address(self.sourceip)
+
+    @property
+    def interface(self) -> str:
+        """The interface of `device`, which may have a label (eth0:1), or of an address that names one; or empty."""
+        return (self.device or self.checkip.partition("%")[2]).partition(":")[0]
+
 
 class Group(Struct, frozen=True, kw_only=True):
     """A `group` block: connections of which one (`logic` 0) or each (any other) must be up."""
@@ -116,11 +136,20 @@ class Settings(Struct, frozen=True):
         return (*self.connections, *self.groups)
 
     @property
-    def has_scripts(self) -> bool:
-        """Whether there is anything to be run."""
-        return any(each.eventscript or each.notifyscript for each in self.everybody) or any(
-            each.long_down_eventscript or each.long_down_notifyscript for each in self.connections
-        )
+    def named(self) -> dict[str, Connection | Group]:
+        """Connections and groups by a name that is theirs alone: of those that share one, the first has it."""
+        found: dict[str, Connection | Group] = {}
+        for each in self.everybody:
+            found[f"{each.name}#{len(found)}" if each.name in found else each.name] = each  # no name has a #
+        return found
+
+    @property
+    def scripts(self) -> frozenset[str]:
+        """All that may be run."""
+        found = {script for each in self.everybody for script in (*each.eventscript, each.notifyscript)}
+        for each in self.connections:
+            found |= {each.long_down_eventscript, each.long_down_notifyscript}
+        return frozenset(found - {""})
 
 
 _KEYS = tuple(each for each in Connection.__struct_fields__ if each != "line")
@@ -133,15 +162,14 @@ def _hints() -> dict[str, Any]:
     return get_type_hints(Connection)
 
 
-def is_lsm(path: Path) -> bool:
-    """Whether a configuration is LSM's: TOML's has a table, whose line no lsm.conf could have."""
-    if path.suffix == ".toml":
-        return False
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
+def is_lsm(path: Path, data: bytes | None) -> bool:
+    """Whether a configuration is LSM's: TOML's has a table, whose line no lsm.conf could have.
+
+    `data` is what is in the file; None if it cannot be read.
+    """
+    if path.suffix == ".toml" or data is None:
         return path.suffix == ".conf"
-    return not any(line.lstrip().startswith(b"[") for line in lines)
+    return not any(line.lstrip().startswith(b"[") for line in data.splitlines())
 
 
 def flavour(path: Path) -> str:
@@ -149,15 +177,15 @@ def flavour(path: Path) -> str:
     return "foolsm" if "foolsm" in str(path) else "lsm"
 
 
-def load(path: Path) -> Settings:
-    """Read and check the configuration in `path`, and what it includes.
+def load(path: Path, data: bytes | None = None) -> Settings:
+    """Read and check the configuration in `path`, and what it includes; `data` if that has been read already.
 
     Raises:
         ConfigError: with every mistake at once.
         NoTargetsError: it has no connection.
     """
     try:
-        text = _read(str(path))
+        text = _read(str(path)) if data is None else _text(data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}. Nothing was changed.") from error
     return parse(text, str(path), _read, _match)
@@ -182,9 +210,26 @@ def parse(text: str, source: str, read: Read, match: Match) -> Settings:
 
 
 def number(text: str) -> int:
-    """A number as C's atoi reads it, but without its limit."""
+    """A number as C's atoi reads it, but with another limit: what is beyond `_MOST_DIGITS` digits does not count."""
     found = _NUMBER.match(text)
-    return int(found[1]) if found else 0
+    return int(found[1] + found[2][:_MOST_DIGITS]) if found else 0
+
+
+def address(text: str) -> Address | None:
+    """What an address means to LSM; None if it is none.
+
+    An IPv6 address may name its interface (fe80::1%eth0), and IPv4 has its old forms (127.1, 0x7f000001, octal numbers
+    after a 0; inet_aton(3)).
+    """
+    with suppress(ValueError):
+        return ip_address(text.partition("%")[0] if ":" in text else text)
+    parts = text.split(".")
+    if len(parts) > 4 or not all(_PART.fullmatch(each) for each in parts):
+        return None
+    *first, last = (int(each, 16 if "x" in each.lower() else 8 if each[0] == "0" else 10) for each in parts)
+    if max(first, default=0) > 0xFF or last >= 256 ** (4 - len(first)):
+        return None
+    return IPv4Address(sum(each << 24 - 8 * place for place, each in enumerate(first)) + last)
 
 
 def normal(line: str) -> str:
@@ -244,7 +289,7 @@ class _Reader:
         """
         connections = [self._connection(each) for each in self._blocks if each.kind == "connection"]
         groups = [self._group(each, connections) for each in self._blocks if each.kind == "group"]
-        self._check_names((*connections, *groups))
+        self._check_names(connections, groups)
         if self._mistakes:
             raise ConfigError("\n".join(text for *_, text in sorted(self._mistakes)))
         if not connections:
@@ -351,23 +396,26 @@ class _Reader:
     def _connection(self, block: _Block) -> Connection:
         made = Connection(**block.values, line=block.place)
         at = {key: block.lines.get(key, block.place) for key in ("checkip", "sourceip", "max_packet_loss", "check_arp")}
-        check, source = _address(made.checkip), _address(made.sourceip)
+        check, source = address(made.checkip), address(made.sourceip)
         if check is None:
             text = f"{shown(made.checkip)} is no address; give one such as 192.0.2.1"
             self._wrong(at["checkip"], "connection.checkip", text)
         if made.sourceip and source is None:
             text = f"{shown(made.sourceip)} is no address; give one of this machine's, or leave it empty"
             self._wrong(at["sourceip"], "connection.sourceip", text)
-        if check and source and check != source:
-            text = f"{made.sourceip} is IPv{source} and checkip is IPv{check}; give both of one family"
+        if check and source and check.version != source.version:
+            text = f"{made.sourceip} is IPv{source.version} and checkip is IPv{check.version}; give both of one family"
             self._wrong(at["sourceip"], "connection.sourceip", text)
-        if check == 6 and made.check_arp:
+        if check and check.version == 6 and made.check_arp:
             text = "ipv6 and arping are not compatible; give an IPv4 checkip, or 0"
             self._wrong(at["check_arp"], "connection.check_arp", text)
         if made.max_packet_loss <= made.min_packet_loss:
             values = f"max_packet_loss ({made.max_packet_loss}) <= min_packet_loss ({made.min_packet_loss})"
             text = f"{values}. that would cause flip-flop effect; give a max_packet_loss above it"
             self._wrong(at["max_packet_loss"], "connection.max_packet_loss", text)
+        for key, text, found in (("checkip", made.checkip, check), ("sourceip", made.sourceip, source)):
+            if found and found.version == 4 and str(found) != text:
+                self._warnings.append(f"{at[key]}: {key}: {shown(text)} is taken for {found}, as LSM does")
         self._note_useless(made, block.lines)
         return made
 
@@ -398,12 +446,16 @@ class _Reader:
                 self._wrong(place, "group.member-connection", text)
         return Group(**block.values, members=tuple(name for name, _ in block.members), line=block.place)
 
-    def _check_names(self, named: Sequence[Connection | Group]) -> None:
-        seen: dict[str, str] = {}
-        for each in named:
-            first = seen.setdefault(each.name, each.line)
-            if first != each.line:
-                self._wrong(each.line, "name", f"{shown(each.name)} is the name of {first} already; give each its own")
+    def _check_names(self, connections: Sequence[Connection], groups: Sequence[Group]) -> None:
+        seen: dict[str, Connection | Group] = {}
+        everybody: tuple[Connection | Group, ...] = (*connections, *groups)
+        for each in everybody:
+            first = seen.setdefault(each.name, each)
+            what = f"{shown(each.name)} is the name of {first.line} already"
+            if first is not each and isinstance(each, Connection):
+                self._wrong(each.line, "name", f"{what}; give each its own")
+            elif first is not each:
+                self._warnings.append(f"{each.line}: name: {what}; this group gets no state file")
 
 
 def _suggest(word: str, known: Sequence[str] | frozenset[str]) -> str:
@@ -413,16 +465,12 @@ def _suggest(word: str, known: Sequence[str] | frozenset[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known)) or 'none'}"
 
 
-def _address(text: str) -> int | None:
-    """The family of an address, None if it is none."""
-    try:
-        return ip_address(text).version if "%" not in text else None
-    except ValueError:
-        return None
-
-
 def _read(name: str) -> str:
-    return Path(name).read_bytes().decode(errors="surrogateescape")
+    return _text(Path(name).read_bytes())
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
 
 
 def _match(pattern: str) -> list[str] | None:
@@ -430,6 +478,6 @@ def _match(pattern: str) -> list[str] | None:
     directory, slash, last = pattern.rpartition("/")
     try:
         names = sorted(each.name for each in Path(directory + slash or ".").iterdir())
-    except OSError:
+    except (OSError, ValueError):  # or its name is none
         return None
     return [directory + slash + each for each in names if fnmatch.fnmatchcase(each, last) and not each.endswith("~")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from typing import get_type_hints
 
 import msgspec
@@ -23,6 +24,8 @@ _LEFT_OUT = (
     *("sourceip", "ttl", "status", "queue", "warn_email", "notifyscript", "unknown_up_notify"),
     *("long_down_time", "long_down_email", "long_down_eventscript", "long_down_notifyscript"),
 )
+_LONGEST = 20  # of a name
+_LOSSES = ("max_packet_loss", "min_packet_loss")
 _SILENT = Connection(notifyscript="")
 
 
@@ -43,15 +46,16 @@ def toml(settings: Settings, source: str) -> str:
     """
     lines = _HEAD.format(source=source).splitlines()
     isps, others = _isps(settings)
-    for isp in isps:
-        lines += ["", *_table(isp)]
+    for isp, name in zip(isps, _names(isps), strict=True):
+        lines += ["", *_table(isp, name)]
     if others:
         lines += ["", *(f"# {line}" for line in others)]
     scripts = dict.fromkeys(script for each in settings.everybody for script in each.eventscript)
     if scripts:
         lines += ["", "# lsmpy-reconfig --watch rebuilds the router by itself. What an event script does besides:"]
         lines += ["# [events]", f"# script = {json.dumps(list(scripts))}"]
-    return "\n".join([*lines, ""])
+    text = "\n".join([*lines, ""])
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)  # TOML is text
 
 
 def _isps(settings: Settings) -> tuple[list[_Isp], list[str]]:
@@ -76,15 +80,24 @@ def _quorum(group: Group, members: Sequence[Connection]) -> int:
     return len(members) if group.logic else 1
 
 
-def _table(isp: _Isp) -> Iterator[str]:
+def _names(isps: Sequence[_Isp]) -> Sequence[str]:
+    """Names as lsmpy.toml takes them, numbered where they would be the same."""
+    names: dict[str, None] = {}
+    for isp in isps:
+        plain = re.sub("[^A-Za-z0-9_-]", "_", isp.name)[:_LONGEST] or "ISP"
+        numbered = (f"{plain[: _LONGEST - len(str(number)) - 1]}-{number}" for number in count(2))
+        names[next(each for each in chain([plain], numbered) if each not in names)] = None
+    return list(names)
+
+
+def _table(isp: _Isp, name: str) -> Iterator[str]:
     first = isp.members[0]
-    name = re.sub("[^A-Za-z0-9_-]", "_", isp.name)[:20] or "ISP"
     yield "[[isp]]"
     yield f"name = {json.dumps(name)}" + (f"  # {isp.name}" if name != isp.name else "")
-    yield f"interface = {json.dumps(first.device.partition(':')[0])}"
+    yield f"interface = {json.dumps(first.interface)}"
     yield 'address = "auto"'
     yield 'gateway = "auto"'
-    checks = dict.fromkeys("arp" if each.check_arp else each.checkip for each in isp.members)
+    checks = dict.fromkeys("arp" if each.check_arp else str(each.target) for each in isp.members)
     yield f"check = {json.dumps(list(checks))}"
     if min(isp.quorum, len(checks)) > 1:
         yield f"quorum = {len(checks)}"
@@ -96,17 +109,21 @@ def _table(isp: _Isp) -> Iterator[str]:
 def _thresholds(connection: Connection) -> Iterator[str]:
     """Its thresholds, where they are not LSM's own; a value that lsmpy.toml cannot have is a remark."""
     hints = get_type_hints(Probe, include_extras=True)
-    said = []
+    said, lost = dict[str, str](), set[str]()
     for key, default in ((each.name, each.default) for each in msgspec.structs.fields(Probe)):
         value = getattr(connection, key, default)
         try:
             msgspec.convert(value, hints[key])
         except msgspec.ValidationError as error:
             yield f"# {connection.line}: {key}={value}: {error}"
+            lost.add(key)
         else:
-            said += [f"{key} = {value}"] if value != default else []
+            said |= {key: f"{key} = {value}"} if value != default else {}
+    if not lost.isdisjoint(_LOSSES):  # the other one may be on the wrong side of what is taken in its place
+        for key in [each for each in _LOSSES if each in said]:
+            yield f"# {connection.line}: {said.pop(key)} has no place without the other limit of losses"
     if said:
-        yield f"probe = {{ {', '.join(said)} }}"
+        yield f"probe = {{ {', '.join(said.values())} }}"
 
 
 def _remarks(connection: Connection) -> Iterator[str]:

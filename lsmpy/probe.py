@@ -35,13 +35,12 @@ from lsmpy import (
 from lsmpy.herald import Herald
 from lsmpy.model import Check
 from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
-from lsmpy.source import Source, load
+from lsmpy.source import Source, load, read
 
 log = logging.getLogger(__name__)
 
 _S = 1_000_000_000  # nanoseconds
 _FILES_NS = 1 * _S  # how often an administrator's hand is looked for, and what is known is written
-_TELL_NS = _S // 200  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _STALL_NS = 1 * _S  # no scheduler delays anybody for so long: the machine slept, or its host did
 _ROUTES_NS = _S // 10  # how often routes are looked at, which change all the time where a routing daemon runs
 _NEVER_NS = 1 << 62
@@ -61,8 +60,10 @@ class ProbeError(LsmpyError):
 class Daemon:
     """Probes all ISPs of a configuration and keeps their state files."""
 
-    def __init__(self, path: Path, directory: Path | None) -> None:
-        """Read the configuration at `path`; `directory`, if given, goes before the one it names.
+    def __init__(self, path: Path, directory: Path | None, data: bytes | None = None) -> None:
+        """Read the configuration at `path`, or this once the `data` that somebody has read there.
+
+        `directory`, if given, goes before the one it names.
 
         Raises:
             ConfigError: the configuration is wrong.
@@ -72,6 +73,8 @@ class Daemon:
         self._path, self._given, self._directory = path, directory, Path()
         self._probers: list[Prober] = []
         self._held: dict[str, str | None] = {}
+        self._emptied: set[str] = set()  # whose state file was empty when it was looked at last, for the first time
+        self._tells = True
         self._blamed: frozenset[Check] = frozenset()
         self._agenda: list[tuple[int, int, Prober, Target]] = []
         self._turns = itertools.count()
@@ -83,7 +86,7 @@ class Daemon:
         self._kernel: socket.socket | None = None
         self._source: Source
         self._herald: Herald
-        self._load()
+        self._load(data)
 
     def close(self) -> None:
         """Let go of every socket."""
@@ -152,7 +155,8 @@ class Daemon:
         if due:
             self._files_ns = now_ns + _FILES_NS
         if due and now_ns >= self._tell_ns:
-            self._tell_ns = now_ns + sum(len(each.targets) for each in self._probers) * _TELL_NS
+            count = sum(len(each.targets) for each in self._probers)
+            self._tell_ns = now_ns + round(standing.apart_s(count) * _S)
             self._tell(now_ns)
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
@@ -205,7 +209,12 @@ class Daemon:
     def _settle(self, name: str, status: str) -> None:
         if not state.can_name(name):
             return
-        held = settle(self._directory, name, None if status == "unknown" else status)
+        file = state.glance(state.state_path(self._directory, name))
+        if file == "" and name not in self._emptied:  # half-way of `echo up > FILE`, or not: the next turn tells
+            self._emptied.add(name)
+            return
+        self._emptied.discard(name)
+        held = settle(self._directory, name, None if status == "unknown" else status, file)
         if held is not None and held != self._held.get(name):
             log.info("%s: somebody wrote %r into its state file; it is left alone until removed or right", name, held)
         elif held is None and self._held.get(name) is not None:
@@ -216,7 +225,13 @@ class Daemon:
         known = {each.isp.name: each.standing(self._blamed, now_ns) for each in self._probers}
         path = self._directory / standing.FILE
         state.make_own_directory(path)
-        state.write(path, standing.encode(standing.Standing(time.time(), known)))
+        try:
+            state.write(path, standing.encode(standing.Standing(time.time(), known)))
+            self._tells = True
+        except state.StateError as error:  # which only `lsmpy status` misses
+            if self._tells:
+                log.error("%s", error)
+            self._tells = False
 
     def _finished(self) -> bool:
         unknown = [each for each in self._probers if each.status == "unknown"]
@@ -225,7 +240,7 @@ class Daemon:
             names = ", ".join(each.isp.name for each in unknown)
             why = next((str(each) for each in undecided if each.cannot), f"{verdict.WINDOW} probes leave it open")
             raise ProbeError(f"{names}: neither up nor down: {why}. The state file is unchanged")
-        return not unknown
+        return not unknown and not self._emptied
 
     def _listen(self, kernel: socket.socket) -> None:
         """Hear by this socket from now on what the kernel changes."""
@@ -262,8 +277,8 @@ class Daemon:
         else:
             log.info("the configuration was read again")
 
-    def _load(self) -> None:
-        loaded = load(self._path)
+    def _load(self, data: bytes | None = None) -> None:
+        loaded = load(self._path, data)
         router = loaded.router
         directory = self._given or Path(router.state_dir)
         state.require_directory(directory)
@@ -346,8 +361,8 @@ def _hear_of_changes(groups: int) -> socket.socket:
     return opened
 
 
-def settle(directory: Path, name: str, said: str | None) -> str | None:
-    """Bring the state file of the ISP `name` in line with what the probes `said`, None for no verdict yet.
+def settle(directory: Path, name: str, said: str | None, file: str | None) -> str | None:
+    """Bring the state file of the ISP `name`, which says `file`, in line with what the probes `said`; None for nothing.
 
     Returns what somebody else wrote, in which case nothing is changed; None if nobody did.
 
@@ -355,7 +370,10 @@ def settle(directory: Path, name: str, said: str | None) -> str | None:
         StateError: a file cannot be written.
     """
     path, record = state.state_path(directory, name), state.record_path(directory, name)
-    file, written = state.read_text(path), state.read_text(record)
+    recorded = state.glance(record)
+    written = state.written(recorded, file)
+    if file is not None and recorded != written == file:
+        state.write(record, file)  # whoever was here before was killed while it wrote
     action = verdict.decide(said, written, file)
     if action in ("adopt", "write"):
         state.make_own_directory(record)
@@ -363,6 +381,7 @@ def settle(directory: Path, name: str, said: str | None) -> str | None:
         state.write(record, file)
         action = verdict.decide(said, file, file)
     if action == "write" and said is not None:
+        state.write(record, said if file is None else f"{file}\n{said}")
         state.write(path, said)
         state.write(record, said)
     return file if action == "leave" else None
@@ -418,9 +437,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config) else None
+    data = read(options.config)
+    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
     background.log_to(ident)
-    with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir)) as daemon:
+    with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir, data)) as daemon:
         pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
         with background.running(pid_file, fork):
             daemon.run(signals, options.once)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
 
 from lsmpy import links, uplink
 from lsmpy.links import Snapshot
@@ -24,13 +23,13 @@ class Ways:
         Scripts that LSM runs at a change renew routes. Were the moment without one a change, they would run for ever.
         """
         connection = self._connections[isp.name]
-        target = ip_address(connection.checkip)
+        target = connection.target
         if target.version != family:
             return Fault(f"{target} is IPv{target.version}")
-        link = uplink.usable(interface(connection), snapshot) if connection.device else None
+        link = uplink.usable(connection.interface, snapshot) if connection.interface else None
         if isinstance(link, Fault):
             return link
-        source = ip_address(connection.sourceip) if connection.sourceip else None
+        source = connection.source
         if source and not any(source in each for each in snapshot.addresses.values()):
             return Fault(f"this machine lacks the address {source}")
         try:
@@ -49,8 +48,3 @@ class Ways:
         if connection.check_arp and not path.needs_mac:
             return Fault(f'Interface "{out.name}" is not ARPable')
         return path
-
-
-def interface(connection: Connection) -> str:
-    """The interface of a connection's `device`, which may have a label (eth0:1); empty without one."""
-    return connection.device.partition(":")[0]

@@ -28,6 +28,7 @@ class Said:
         """There is no more."""
         if self._rest:
             self._log(self._rest)
+            self._rest = ""
 
     def _log(self, line: str) -> None:
         self._left -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from msgspec import Struct
@@ -42,14 +43,24 @@ class Source(Struct, frozen=True):
         return groups | (netlink.ROUTES if self.follows else 0)
 
 
-def load(path: Path) -> Source:
-    """Read the configuration at `path`, of either kind.
+def read(path: Path) -> bytes | None:
+    """What is in a configuration, which may be a pipe and then gives it once; None if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return None
+
+
+def load(path: Path, data: bytes | None = None) -> Source:
+    """Read the configuration at `path`, of either kind; `data` if that has been read already.
 
     Raises:
         ConfigError: with every mistake at once.
         NoTargetsError: an lsm.conf has no connection.
     """
-    return _of_lsm(lsmconf.load(path)) if lsmconf.is_lsm(path) else _of_router(config.load(path, probing=True))
+    data = read(path) if data is None else data
+    if lsmconf.is_lsm(path, data):
+        return _of_lsm(lsmconf.load(path, data))
+    return _of_router(config.load(path, True, data))
 
 
 def _of_router(router: Router) -> Source:
@@ -82,9 +93,9 @@ def isp_of(connection: Connection) -> Isp:
     limits = {key: getattr(connection, key) for key in Probe.__struct_fields__ if hasattr(connection, key)}
     return Isp(
         name=connection.name,
-        interface=routed.interface(connection),
+        interface=connection.interface,
         address=(AUTO,),
         gateway=(AUTO,),
-        check=("arp" if connection.check_arp else connection.checkip,),
+        check=("arp" if connection.check_arp else str(connection.target),),
         probe=Probe(**limits),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left, insort
 from collections import deque
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 FILE = "lsmpy/probe.json"  # in the state directory
 
+_TELL_S = 0.005  # so much less often for every target, or hundreds would cost more to tell of than to probe
 _PERCENTILES = (50, 95, 99)
 
 
@@ -72,6 +74,11 @@ class Standing(Struct, frozen=True):
     isps: dict[str, IspStanding]
 
 
+def apart_s(targets: int) -> float:
+    """How long after one `Standing` of so many targets the next one is written."""
+    return max(1.0, targets * _TELL_S)
+
+
 class Window:
     """The round trip times of the last probes, in nanoseconds, so kept that their statistics cost next to nothing."""
 
@@ -113,7 +120,15 @@ class Window:
 
 def encode(standing: Standing) -> str:
     """The file's text."""
-    return msgspec.json.encode(standing).decode()
+    return as_json(standing)
+
+
+def as_json(value: object) -> str:
+    """A value as JSON, in which names that are no text, as an lsm.conf may hold, are made one."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode(errors="replace").decode()
 
 
 def decode(text: str) -> Standing | None:

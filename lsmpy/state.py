@@ -15,6 +15,7 @@ from lsmpy import LsmpyError
 LSM_WORDS = frozenset({"up", "down", "long_down", "unknown", "long_down_to_up", "long_down_to_down"})
 FORCES = ("up", "down")
 _REREAD_S = 0.05
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST = 4096
 
 
@@ -76,6 +77,14 @@ def read(directory: Path, name: str) -> Status:
     return judge(read_text(state_path(directory, name)), read_text(force_path(directory, name)))
 
 
+def written(record: str | None, text: str | None) -> str | None:
+    """What the prober wrote last, by its record, into the file that says `text` now; None if it never wrote it.
+
+    While it writes, the record holds what was there before as well, so that a crash makes neither somebody else's.
+    """
+    return text if record is not None and text in (record, *record.split("\n")) else record
+
+
 def age_s(directory: Path, name: str) -> float | None:
     """For how long NAME_state has not been written; None without one, or when the clock has been set back since."""
     try:
@@ -90,11 +99,30 @@ def read_text(path: Path) -> str | None:
 
     An empty file is what `echo up > FILE` looks like half-way, so it is read again before it is believed.
     """
-    text = _read_once(path)
+    text = glance(path)
     if text == "":
         time.sleep(_REREAD_S)
-        text = _read_once(path)
+        text = glance(path)
     return text
+
+
+def glance(path: Path) -> str | None:
+    """As `read_text`, for who looks again soon and cannot wait."""
+    try:
+        with open(path, "rb", opener=_open_nonblocking) as file:
+            # None: somebody holds the pipe open and has not written yet.
+            return (file.read(_LONGEST) or b"").rstrip().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def boot() -> str:
+    """Which boot of the machine this is; empty if nobody knows. What belongs to another one is over."""
+    with contextlib.suppress(OSError):
+        return _BOOT.read_text().strip()
+    return ""
 
 
 def make_own_directory(path: Path) -> None:
@@ -114,7 +142,7 @@ def write(path: Path, text: str) -> None:
         try:
             # Not through a link that somebody else, whose directory it may be, has put there.
             temporary.unlink(missing_ok=True)
-            with open(temporary, "x", opener=_open_new) as file:
+            with open(temporary, "x", errors="surrogateescape", opener=_open_new) as file:
                 file.write(text + "\n")
                 os.fchmod(file.fileno(), 0o644)
             os.replace(temporary, path)
@@ -152,17 +180,6 @@ def require_directory(directory: Path) -> None:
             f"the state directory {directory} does not exist. Nothing was changed. "
             "Create it, or name the right one with state_dir or --state-dir"
         )
-
-
-def _read_once(path: Path) -> str | None:
-    try:
-        with open(path, "rb", opener=_open_nonblocking) as file:
-            # None: somebody holds the pipe open and has not written yet.
-            return (file.read(_LONGEST) or b"").rstrip().decode(errors="replace")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
 
 
 def _open_new(path: str, flags: int) -> int:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from lsmpy import standing, state
 from lsmpy.standing import IspStanding, Standing, TargetStanding
 
-_STALE_S = 5.0  # the prober writes once a second
+_STALE_S = 4.0  # so much later than it should the prober writes when it is busy
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 _HEAD = ("ISP", "STATE", "FORCED", "SINCE", "WHY", "LOSS", "RTT")
 _STATE, _FORCED, _WHY = 1, 2, 4
@@ -84,7 +84,9 @@ def judge(files: Sequence[Files], known: Standing | None, now: float) -> Overvie
     """What the files and the prober, if it ever wrote what it knows, amount to."""
     prober, isps = ProberStatus(None, True), dict[str, IspStanding]()
     if known:
-        prober, isps = ProberStatus(known.written, now - known.written > _STALE_S), known.isps
+        patience_s = _STALE_S + standing.apart_s(sum(len(each.targets) for each in known.isps.values()))
+        # What is from the future was written before the clock was set back, and nobody knows how long before.
+        prober, isps = ProberStatus(known.written, abs(now - known.written) > patience_s), known.isps
     return Overview([_isp(each, isps.get(each.name), prober.stale, now) for each in files], prober)
 
 
@@ -181,8 +183,9 @@ def look(names: Sequence[str], directory: Path) -> Overview:
 
 def _files(directory: Path, name: str) -> Files:
     written, forced = (_changed(path(directory, name)) for path in (state.state_path, state.force_path))
-    record = state.read_text(state.record_path(directory, name))
-    return Files(name, state.read(directory, name), record, written, forced)
+    says = state.read(directory, name)
+    record = state.written(state.glance(state.record_path(directory, name)), says.text)
+    return Files(name, says, record, written, forced)
 
 
 def _changed(path: Path) -> float | None:

@@ -116,6 +116,18 @@ def test_an_lsm_conf_that_is_wrong_ends_as_lsm_ends(
     assert not pid.exists()
 
 
+def test_a_configuration_from_a_pipe_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(background, "log_to", lambda _: None)
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as file:
+        file.write("connection {\n checkip=x\n}\n")
+        file.close()
+        assert probe.main(["-c", f"/dev/fd/{reading}", "--state-dir", str(tmp_path)]) == 2
+    assert f"/dev/fd/{reading}:2: connection.checkip: " in caplog.text
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         probe.main(["-v"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmpy import caller
+from lsmpy import caller, pending, state
 from lsmpy.caller import Queue
 from lsmpy.calls import Caller, CallerError
 from lsmpy.events import Call
@@ -103,6 +104,13 @@ def test_a_script_has_a_time_and_what_it_started_ends_with_it(tmp_path: Path, ca
     assert messages(caplog, logging.WARNING)[0].endswith("it has 0.3 s")
 
 
+def test_who_prints_more_than_is_logged_is_heard_to_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = f'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo "line $i {"x" * 90}"; done; echo done >{tmp_path}/out'
+    assert caller.run((script(tmp_path, text),), 10) == 0
+    assert (tmp_path / "out").read_text() == "done\n"
+    assert messages(caplog, logging.INFO)[-1] == "event says more than is logged"
+
+
 # -- many ------------------------------------------------------------------------------------------------------
 
 
@@ -130,13 +138,14 @@ def test_a_thousand_calls_of_ten_are_each_in_order(monkeypatch: pytest.MonkeyPat
     under_way: set[str] = set()
     lock = threading.Lock()
 
-    def run(argv: tuple[str, ...], _: float) -> None:
+    def run(argv: tuple[str, ...], _: float) -> int:
         with lock:
             assert argv[0] not in under_way
             under_way.add(argv[0])
         with lock:
             made.append(argv)
             under_way.remove(argv[0])
+        return 0
 
     monkeypatch.setattr(caller, "run", run)
     queue = Queue()
@@ -168,7 +177,7 @@ def serve(selector: selectors.BaseSelector) -> None:
 def test_calls_come_through_and_the_process_ends_by_itself(tmp_path: Path, selector: selectors.BaseSelector) -> None:
     out = tmp_path / "out"
     write = script(tmp_path, f'sleep 0.1; echo "$@" >>{out}')
-    other = Caller(selector)
+    other = Caller(selector, tmp_path / "lsmpy/calls")
     other.call([Call(("of a",), (write, str(n), "é")) for n in range(3)])
     other.close()
     assert os.waitpid(other.pid, 0)[1] == 0
@@ -182,7 +191,7 @@ def test_the_working_directory_cannot_be_in_its_place(
     (tmp_path / "lsmpy/__init__.py").touch()
     (tmp_path / "lsmpy/caller.py").write_text("import sys; sys.exit(7)")
     monkeypatch.chdir(tmp_path)
-    other = Caller(selector)
+    other = Caller(selector, tmp_path / "lsmpy/calls")
     other.close()
     assert os.waitpid(other.pid, 0)[1] == 0
 
@@ -191,7 +200,7 @@ def test_a_script_that_hangs_never_holds_the_prober_up(tmp_path: Path, selector:
     gate, out = tmp_path / "gate", tmp_path / "out"
     os.mkfifo(gate)
     hang = script(tmp_path, f"read x <{gate}", "hang")
-    other = Caller(selector)
+    other = Caller(selector, tmp_path / "lsmpy/calls")
     other.call([Call(("of a",), (hang, "x" * 1000))])
     count = 2000  # more than a pipe holds while nobody reads
     os.kill(other.pid, signal.SIGSTOP)
@@ -207,8 +216,8 @@ def test_a_script_that_hangs_never_holds_the_prober_up(tmp_path: Path, selector:
     assert out.read_text() == "b\n"
 
 
-def test_the_prober_does_not_live_on_without_it(selector: selectors.BaseSelector) -> None:
-    other = Caller(selector)
+def test_the_prober_does_not_live_on_without_it(tmp_path: Path, selector: selectors.BaseSelector) -> None:
+    other = Caller(selector, tmp_path / "lsmpy/calls")
     os.kill(other.pid, signal.SIGKILL)
     with pytest.raises(CallerError, match="has died"):
         serve(selector)
@@ -217,19 +226,19 @@ def test_the_prober_does_not_live_on_without_it(selector: selectors.BaseSelector
 
 
 def test_a_process_that_cannot_be_started_is_told(
-    selector: selectors.BaseSelector, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, selector: selectors.BaseSelector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(CallerError, match="No such file"):
-        Caller(selector)
+        Caller(selector, tmp_path / "lsmpy/calls")
 
 
 def test_signals_for_the_service_leave_scripts_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    call = [["of a"], [script(tmp_path, f"read x <{gate}; echo done >{out}")]]
-    argv = [sys.executable, "-m", "lsmpy.caller"]
+    call = ["", ["of a"], [script(tmp_path, f"read x <{gate}; echo done >{out}")]]
+    argv = [sys.executable, "-m", "lsmpy.caller", str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdin
         print(str(call).replace("'", '"'), file=process.stdin, flush=True)
@@ -239,3 +248,143 @@ def test_signals_for_the_service_leave_scripts_alone(tmp_path: Path) -> None:
             opened.write("\n")
     assert process.returncode == 0
     assert out.read_text() == "done\n"
+
+
+def test_what_a_script_leaves_in_the_background_may_go_on_printing(
+    tmp_path: Path, selector: selectors.BaseSelector
+) -> None:
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    os.mkfifo(gate)
+    begin = script(tmp_path, f"(read x <{gate}; echo hello; echo alive >{out}) &", "begin")
+    after = script(tmp_path, f"echo >{gate}", "after")  # the first is over by then
+    other = Caller(selector, tmp_path / "lsmpy/calls")
+    other.call([Call(("of a",), (begin,)), Call(("of a",), (after,))])
+    other.close()
+    assert os.waitpid(other.pid, 0)[1] == 0
+    assert out.read_text() == "alive\n"
+
+
+# -- restarts --------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A script that notes how it was called, and ends when it is told to."""
+
+    def __init__(self, place: Path) -> None:
+        self.gate, self.out, self.pid = place / "gate", place / "out", place / "pid"
+        os.mkfifo(self.gate)
+        text = f'echo $$ >{self.pid}; echo "begin $1" >>{self.out}; read x <{self.gate}; echo "end $1" >>{self.out}'
+        self.path = script(place, text, "slow")
+
+    def call(self, word: str) -> Call:
+        return Call(("of a",), (self.path, word))
+
+    def let_go(self) -> None:
+        """Wait until it waits, and let it end."""
+        with self.gate.open("w") as opened:
+            end = os.pidfd_open(int(self.pid.read_text()))
+            opened.write("\n")
+        select.select([end], [], [])
+        os.close(end)
+
+    def told(self) -> list[str]:
+        return self.out.read_text().splitlines()
+
+
+@pytest.mark.parametrize("script_first", [True, False])
+def test_a_script_that_ends_with_the_service_is_called_again_and_in_order(
+    tmp_path: Path, selector: selectors.BaseSelector, script_first: bool
+) -> None:
+    """Whoever stops a service may signal all its processes."""
+    slow, place = Slow(tmp_path), tmp_path / "lsmpy/calls"
+    first = Caller(selector, place)
+    first.call([slow.call("down"), slow.call("up")])
+    with slow.gate.open("w"):
+        pids = [int(slow.pid.read_text()), first.pid]
+        for pid in pids if script_first else reversed(pids):
+            os.kill(pid, signal.SIGTERM)
+        first.close()
+        assert os.waitpid(first.pid, 0)[1] == 0
+    second = Caller(selector, place)
+    second.resume({slow.path})
+    second.close()
+    slow.let_go()
+    slow.let_go()
+    assert os.waitpid(second.pid, 0)[1] == 0
+    assert slow.told() == ["begin down", "begin down", "end down", "begin up", "end up"]
+    assert list(place.iterdir()) == []
+
+
+def test_a_crash_loses_no_call(tmp_path: Path, selector: selectors.BaseSelector) -> None:
+    slow, place = Slow(tmp_path), tmp_path / "lsmpy/calls"
+    first = Caller(selector, place)
+    first.call([slow.call("down")])
+    with slow.gate.open("w"):
+        for pid in (first.pid, int(slow.pid.read_text())):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(first.pid, 0)
+    first.close()
+    second = Caller(selector, place)
+    second.resume({slow.path})
+    second.close()
+    slow.let_go()
+    assert os.waitpid(second.pid, 0)[1] == 0
+    assert slow.told() == ["begin down", "begin down", "end down"]
+
+
+def test_who_comes_after_a_restart_waits_for_the_scripts_of_before_it(
+    tmp_path: Path, selector: selectors.BaseSelector
+) -> None:
+    slow, place = Slow(tmp_path), tmp_path / "lsmpy/calls"
+    first = Caller(selector, place)
+    first.call([slow.call("down"), slow.call("up")])
+    first.close()
+    second = Caller(selector, place)
+    second.resume({slow.path})
+    second.call([slow.call("again")])
+    second.close()
+    for _ in range(3):
+        slow.let_go()
+    assert [os.waitpid(each.pid, 0)[1] for each in (first, second)] == [0, 0]
+    told = [f"{word} {name}" for name in ("down", "up", "again") for word in ("begin", "end")]
+    assert slow.told() == told
+
+
+def test_a_script_that_somebody_ends_is_not_called_again(tmp_path: Path, selector: selectors.BaseSelector) -> None:
+    place = tmp_path / "lsmpy/calls"
+    other = Caller(selector, place)
+    other.call([Call(("of a",), (script(tmp_path, "kill $$"),)), Call(("of a",), (script(tmp_path, "exit 3", "bad"),))])
+    other.close()
+    assert os.waitpid(other.pid, 0)[1] == 0
+    assert list(place.iterdir()) == []
+
+
+def test_only_calls_of_this_boot_and_of_our_scripts_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(state, "boot", lambda: "another")
+        pending.keep(tmp_path, Call(("of a",), ("/e", "of another boot")))
+    pending.keep(tmp_path, Call(("of a",), ("/other",)))
+    pending.keep(tmp_path, Call(("of a",), ()))
+    (tmp_path / "0").write_text("{")
+    kept = [pending.keep(tmp_path, Call((f"of {n}",), ("/e", str(n)))) for n in range(20)]
+    assert list(pending.left(tmp_path, {"/e"})) == [
+        (path, Call((f"of {n}",), ("/e", str(n)))) for n, path in enumerate(kept)
+    ]
+    assert sorted(tmp_path.iterdir()) == kept
+    assert list(pending.left(tmp_path / "missing", {"/e"})) == []
+
+
+def test_a_call_that_cannot_be_kept_is_made_all_the_same(
+    tmp_path: Path, selector: selectors.BaseSelector, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "lsmpy").touch()
+    other = Caller(selector, tmp_path / "lsmpy/calls")
+    for n in range(2):
+        other.call([Call(("of a",), (script(tmp_path, f"echo $1 >>{out}"), str(n)))])
+    other.close()
+    assert os.waitpid(other.pid, 0)[1] == 0
+    assert out.read_text() == "0\n1\n"
+    assert len(messages(caplog, logging.ERROR)) == 1

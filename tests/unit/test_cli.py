@@ -180,6 +180,20 @@ def test_an_lsm_conf_is_shown_and_forced_too(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "c1_force").read_text() == "down\n"
 
 
+def test_a_name_that_leads_out_of_the_directory_has_no_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf, states = tmp_path / "lsm.conf", tmp_path / "states"
+    conf.write_text(LSM.replace("name=c1", "name=../x").replace("=c1", "=../x"))
+    states.mkdir()
+    common = ["-c", str(conf), "--state-dir", str(states)]
+    assert cli.main(["force", *common, "../x", "down"]) == 2
+    assert "there is no ISP ../x" in capsys.readouterr().err
+    assert cli.main(["status", "--json", *common]) == 0
+    assert [isp["name"] for isp in json.loads(capsys.readouterr().out)["isps"]] == ["g"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["lsm.conf", "states"]
+
+
 def test_an_lsm_conf_is_printed_as_lsmpy_toml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = tmp_path / "lsm.conf"
     conf.write_text(LSM.replace("ttl=1", "ttl=1x"))

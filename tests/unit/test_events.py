@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from lsmpy.events import Call, Counters, Ledger, Outcome, State, Word, joined
+from lsmpy.events import Call, Counters, Ledger, Moment, Outcome, State, Word, joined
 from lsmpy.lsmconf import Connection, Group, Settings
 
 NOW = 1_795_388_348.9
@@ -31,16 +31,21 @@ def ledger(*links: Connection, groups: tuple[Group, ...] = (), known: dict[str, 
     return Ledger(Settings("lsm", 8, links or (LINK,), groups, ()), known or {})
 
 
+def at(now: float) -> Moment:
+    """A time when the machine had run for an hour."""
+    return Moment(now, now - NOW + 3600)
+
+
 def argvs(outcome: Outcome) -> list[tuple[str, ...]]:
     return [call.argv for call in outcome.calls]
 
 
 def say(book: Ledger, name: str, word: Literal["up", "down"], now: float = NOW) -> Outcome:
-    return book.say(name, word, COUNTERS, now)
+    return book.say(name, word, COUNTERS, at(now))
 
 
 def tick(book: Ledger, now: float = NOW) -> Outcome:
-    return book.tick(lambda _: COUNTERS, now)
+    return book.tick(lambda _: COUNTERS, at(now))
 
 
 # -- calls -----------------------------------------------------------------------------------------------------
@@ -55,7 +60,7 @@ def test_scripts_are_told_lsm_s_eighteen() -> None:
 
 def test_what_is_missing_is_empty() -> None:
     bare = Connection(name="c", checkip="192.0.2.1", eventscript=("/e",), warn_email="")
-    (argv,) = argvs(ledger(bare).say("c", "down", Counters(), NOW))
+    (argv,) = argvs(ledger(bare).say("c", "down", Counters(), at(NOW)))
     assert argv[1:6] == ("down", "c", "192.0.2.1", "", "")
     assert argv[14:] == ("0.0.0.0", "unknown", "1795388348", "0", "0")
 
@@ -88,6 +93,15 @@ def test_the_end_of_a_long_outage_is_told_to_all_four_in_lsm_s_order() -> None:
     assert [argv[0] for argv in calls] == ["/le", "/ln", "/e", "/n"]
     assert [argv[5] for argv in calls] == ["boss@example"] * 2 + ["root@example"] * 2
     assert {(argv[1], argv[15], argv[16]) for argv in calls} == {("up", "long_down", "1795388356")}
+
+
+@pytest.mark.parametrize("by", [3600, -3600])
+def test_a_clock_that_is_set_makes_no_outage_longer_or_shorter(by: int) -> None:
+    book = ledger()
+    say(book, "c1", "down", NOW)
+    assert book.tick(lambda _: COUNTERS, Moment(NOW + by + 2, 3602)).calls == []
+    calls = argvs(book.tick(lambda _: COUNTERS, Moment(NOW + by + 4, 3604)))
+    assert {(argv[1], argv[16]) for argv in calls} == {("long_down", str(int(NOW)))}
 
 
 def test_without_a_time_no_outage_is_long() -> None:
@@ -136,7 +150,7 @@ def test_who_begins_down_has_not_been_down_for_long() -> None:
 
 def test_who_is_there_already_is_no_event() -> None:
     book = ledger()
-    book.adopt("c1", State("up", NOW - 9))
+    book.adopt("c1", State("up", at(NOW - 9)))
     book.adopt("nobody", State("up"))
     assert say(book, "c1", "up") == Outcome()
     book.adopt("c1", State("down"))
@@ -144,7 +158,7 @@ def test_who_is_there_already_is_no_event() -> None:
 
 
 def test_what_was_told_before_a_restart_is_not_told_again() -> None:
-    book = ledger(known={"c1": State("down", NOW)})
+    book = ledger(known={"c1": State("down", at(NOW))})
     assert say(book, "c1", "down") == Outcome()
     assert argvs(tick(book, NOW + 4))[0][1] == "long_down"
 
@@ -250,15 +264,15 @@ def test_the_most_is_that_since_it_was_up() -> None:
 @pytest.mark.parametrize("debug", [0, 8])
 def test_who_stays_down_is_told_of_every_hundred_probes(debug: int) -> None:
     book = Ledger(Settings("lsm", debug, (A,), (), ()), {})
-    book.say("a", "down", Counters(probes=10), NOW)
+    book.say("a", "down", Counters(probes=10), at(NOW))
     said = []
     for probes in range(11, 320):
-        outcome = book.tick(lambda _, n=probes: Counters(probes=n), NOW)  # type: ignore[misc]
+        outcome = book.tick(lambda _, n=probes: Counters(probes=n), at(NOW))  # type: ignore[misc]
         said += [(probes, line) for line in outcome.lines if "still" in line]
     assert said == [(110, "link a still down"), (210, "link a still down"), (310, "link a still down")]
 
 
 def test_silence_is_silence() -> None:
     book = Ledger(Settings("lsm", -1, (A,), (), ()), {})
-    book.say("a", "down", Counters(probes=0), NOW)
-    assert book.tick(lambda _: Counters(probes=1000), NOW).lines == []
+    book.say("a", "down", Counters(probes=0), at(NOW))
+    assert book.tick(lambda _: Counters(probes=1000), at(NOW)).lines == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import selectors
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -39,9 +39,13 @@ GROUP = "group {\n name=g\n logic=0\n member-connection=c1\n member-connection=c
 class FakeCaller:
     """Notes what it is told."""
 
-    def __init__(self, selector: selectors.BaseSelector, words: Sequence[str] = ()) -> None:
+    def __init__(self, selector: selectors.BaseSelector, place: Path, words: Sequence[str] = ()) -> None:
         del selector
-        self.words, self.calls, self.closed = words, list[Call](), False
+        self.place, self.words, self.calls, self.closed = place, words, list[Call](), False
+        self.resumed: Collection[str] = ()
+
+    def resume(self, scripts: Collection[str]) -> None:
+        self.resumed = scripts
 
     def call(self, calls: Sequence[Call]) -> None:
         self.calls += calls
@@ -238,6 +242,24 @@ def test_long_outages_are_told_in_time(house: House) -> None:
     assert house.says("c1") == "down"
 
 
+@pytest.mark.parametrize("by_s", [3600, -3600])
+def test_an_outage_is_long_by_a_clock_that_nobody_sets(house: House, by_s: int) -> None:
+    house.start(LIMITS + C1.replace("}", " long_down_time=2\n long_down_eventscript=/l\n}"))
+    house.dead = {"203.0.113.1"}
+    house.run(0.5)
+    began = house.caller.calls[-1].argv[16]
+    house.told()
+    house.world.set_clock(by_s * kit.S)
+    house.run(1)
+    assert house.told() == []
+    house.daemon.close()
+    house.start(house.path.read_text(), 0.5)  # which does not forget since when
+    assert house.told() == []
+    house.run(2)
+    assert [call.argv[16] for call in house.caller.calls] == [began]
+    assert house.told() == [("c1", "down", "long_down")]
+
+
 def test_quick_starts_and_bursts(house: House) -> None:
     text = LIMITS.replace("rcvd=2", "rcvd=50").replace("interval_ms=10", "interval_ms=1000\n startup_acceleration=3")
     more = " startup_burst_pkts=5\n startup_burst_interval=20\n}"
@@ -264,6 +286,39 @@ def test_names_that_cannot_be_files_have_none_and_that_is_told(house: House, cap
     assert '"../c 1" gets no state file' in caplog.text
     assert house.told() == [("../c 1", "unknown", "up")]
     assert sorted(each.name for each in house.path.parent.iterdir()) == ["lsm.conf", "lsmpy", "var"]
+
+
+@pytest.mark.parametrize("line", [b"name=\xff\xfe", b"name=a\0b", b"device=\xff", b"device=a\0b", b"queue=\xff"])
+def test_what_is_no_text_hurts_nobody(house: House, line: bytes) -> None:
+    house.path.write_bytes((LIMITS + C1).encode().replace(b"name=c1", line))
+    for _ in range(2):
+        house.daemon = probe.Daemon(house.path, house.path.parent)
+        house.run(1.2)
+        house.daemon.close()
+    assert len(house.export.read_bytes().splitlines()) == 1
+
+
+def test_an_address_may_name_its_interface(house: House) -> None:
+    kit.daemon_of(house.path, LIMITS + "connection {\n checkip=fe80::1%wan2\n}\n").close()
+    assert {(str(target), link.name) for target, _, link in house.asked if link} == {("fe80::1", "wan2")}
+
+
+def test_groups_of_a_name_that_is_taken_are_told_all_the_same(house: House) -> None:
+    group = "group {\n member-connection=c1\n}\n"
+    house.dead = {"203.0.113.2"}
+    house.start(LIMITS + C1 + C2 + group.replace("}", " name=c2\n}") + group * 2, 1.2)
+    assert sorted(house.told()) == [
+        *(("c1", "unknown", "up"), ("c2", "unknown", "down"), ("c2", "unknown", "up")),
+        *(("defaults", "unknown", "up"),) * 2,
+    ]
+    assert sorted(each.name for each in house.path.parent.glob("*_state")) == ["c1_state", "c2_state", "defaults_state"]
+    assert house.says("c2") == "down"
+
+
+def test_an_address_in_an_old_form_is_probed_and_told_as_it_is_written(house: House) -> None:
+    house.start(LIMITS + C1.replace("203.0.113.1", "203.0.28929"))
+    assert {str(target) for target, *_ in house.asked} == {"203.0.113.1"}
+    assert {call.argv[3] for call in house.caller.calls} == {"203.0.28929"}
 
 
 def test_what_lsm_would_not_take_as_written_is_told_at_start(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -334,13 +389,39 @@ def test_a_restart_tells_only_what_has_changed(house: House) -> None:
     assert house.told() == [("c2", "up", "down")]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"c1": {"word": "sideways"}}', "\xff"])
+def test_at_the_next_boot_everything_is_told_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LSM does: a directory on a disk outlasts what scripts have done."""
+    house.start(LIMITS + C1)
+    house.daemon.close()
+    monkeypatch.setattr(state, "boot", lambda: "another")
+    house.start(LIMITS + C1)
+    assert house.told() == [("c1", "unknown", "up")]
+
+
+def test_calls_that_a_restart_has_cut_short_are_made_again(house: House) -> None:
+    house.start(LIMITS + C1.replace("}", " long_down_time=2\n long_down_eventscript=/l\n}"))
+    assert house.caller.place == house.path.parent / "lsmpy/calls"
+    assert house.caller.resumed == {"/e", "/l"}
+
+
+def test_what_cannot_be_remembered_is_told_once(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(herald, "FILE", "nowhere/at/all")
+    house.start(LIMITS + C1)
+    house.dead = {"203.0.113.1"}
+    house.run(1)
+    assert len(house.told()) == 2
+    assert caplog.text.count("a restart would tell again what has been told") == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"c1": {"word": "sideways"}}', "\xff", '{"boot": 1, "states": {}}'])
 def test_what_is_remembered_may_be_broken(house: House, text: str) -> None:
     (house.path.parent / "lsmpy").mkdir()
     (house.path.parent / herald.FILE).write_bytes(text.encode("latin-1"))
     house.start(LIMITS + C1)
     assert house.told() == [("c1", "unknown", "up")]
-    assert json.loads((house.path.parent / herald.FILE).read_text())["c1"]["word"] == "up"
+    assert json.loads((house.path.parent / herald.FILE).read_text())["states"]["c1"]["word"] == "up"
 
 
 def test_a_missing_directory_of_lsm_s_own_is_told_once(

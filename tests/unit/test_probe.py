@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import socket
 import subprocess
@@ -15,7 +16,6 @@ import pytest
 from lsmpy import links, netlink, port, probe, standing, state
 from lsmpy.links import Snapshot
 from lsmpy.port import PortError
-from lsmpy.probe import settle
 from lsmpy.prober import Target
 from tests.unit import prober_kit as kit
 from tests.unit.prober_kit import MS, TOML, Address, FakeCall, FakePort, S, World, ethernet, snapshot
@@ -646,6 +646,10 @@ def files(directory: Path) -> tuple[str | None, str | None]:
     return state.read_text(state.state_path(directory, "ISP1")), state.read_text(state.record_path(directory, "ISP1"))
 
 
+def settle(directory: Path, name: str, said: str | None) -> str | None:
+    return probe.settle(directory, name, said, state.read_text(state.state_path(directory, name)))
+
+
 def test_nothing_is_written_without_a_verdict(tmp_path: Path) -> None:
     assert settle(tmp_path, "ISP1", None) is None
     assert list(tmp_path.iterdir()) == []
@@ -690,24 +694,73 @@ def test_a_hand_holds_until_it_is_right_or_gone(tmp_path: Path) -> None:
     assert files(tmp_path) == ("up", "up")
 
 
-def test_a_crash_between_file_and_record_does_not_lock_the_prober_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("then", ["up", "down"])
+def test_a_crash_while_it_writes_does_not_lock_the_prober_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, then: str
 ) -> None:
     settle(tmp_path, "ISP1", "up")
     with monkeypatch.context() as broken:
-        write = state.write
+        write, left = state.write, iter(range(after))
 
-        def crash_after_one(path: Path, text: str) -> None:
+        def crash_after(path: Path, text: str) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
             write(path, text)
-            raise KeyboardInterrupt
 
-        broken.setattr(state, "write", crash_after_one)
+        broken.setattr(state, "write", crash_after)
         with pytest.raises(KeyboardInterrupt):
             settle(tmp_path, "ISP1", "down")
-    assert settle(tmp_path, "ISP1", None) == "down"
-    assert settle(tmp_path, "ISP1", "down") is None
-    assert settle(tmp_path, "ISP1", "up") is None
-    assert files(tmp_path) == ("up", "up")
+    assert settle(tmp_path, "ISP1", None) is None
+    assert settle(tmp_path, "ISP1", then) is None
+    assert files(tmp_path) == (then, then)
+    state.state_path(tmp_path, "ISP1").write_text("by hand\n")
+    assert settle(tmp_path, "ISP1", then) == "by hand"
+
+
+def test_a_file_that_is_empty_is_looked_at_again_and_nobody_waits(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.start(isps([OWN1], [OWN2]))
+    monkeypatch.setattr(state, "time", None)  # which nobody asks, and nobody sleeps by
+    path = state.state_path(house.path.parent, "ISP1")
+    path.write_text("")
+    with caplog.at_level(logging.INFO):
+        house.run(0.5)  # it is looked at once a second
+        assert "somebody wrote" not in caplog.text
+        house.run(1.5)
+    assert "ISP1: somebody wrote '' into its state file" in caplog.text
+    path.unlink()
+    house.run(1.5)
+    assert path.read_text() == "up\n"
+
+
+def test_what_only_status_reads_may_be_unwritable(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = state.write
+    known = house.path.parent / standing.FILE
+
+    def full(path: Path, text: str) -> None:
+        if path == known:
+            raise state.StateError("no space")
+        write(path, text)
+
+    with monkeypatch.context() as short:
+        short.setattr(state, "write", full)
+        house.start(isps([OWN1], [OWN2]), 3)
+    assert house.says() == ["up", "up"]
+    assert caplog.text.count("no space") == 1
+    assert not known.exists()
+    house.run(1)
+    assert known.exists()
+
+
+def test_a_state_file_that_cannot_be_written_ends_it(house: House) -> None:
+    state.state_path(house.path.parent, "ISP1").mkdir()
+    (house.path.parent / "lsmpy").touch()
+    with pytest.raises(state.StateError, match="cannot write"):
+        house.start(isps([OWN1], [OWN2]))
 
 
 # -- the command line ------------------------------------------------------------------------------

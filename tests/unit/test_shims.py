@@ -306,6 +306,18 @@ def test_the_units_of_the_prober_differ_only_in_who_it_is_and_where_it_writes() 
     assert rootless["Conflicts"] == "lsmpy-probe.service"
 
 
+@pytest.mark.parametrize("name", ["lsmpy-lsm", "lsmpy-probe", "lsmpy-probe-rootless"])
+def test_the_end_of_a_prober_is_not_that_of_a_script(name: str) -> None:
+    assert unit(SCRIPTS / f"systemd/{name}.service")["Service"]["KillMode"] == "process"
+
+
+@pytest.mark.parametrize("name", ["lsmpy-lsm", "lsmpy-probe", "lsmpy-probe-rootless"])
+def test_a_prober_is_not_given_up_for_what_may_end_by_itself(name: str) -> None:
+    sections = unit(SCRIPTS / f"systemd/{name}.service")
+    assert sections["Unit"]["StartLimitIntervalSec"] == "0"
+    assert sections["Service"]["RestartPreventExitStatus"] == "2"
+
+
 def test_the_state_outlasts_a_prober_and_is_there_before_the_router() -> None:
     for name in ("lsmpy-probe", "lsmpy-probe-rootless"):
         service = unit(SCRIPTS / f"systemd/{name}.service")["Service"]

@@ -168,6 +168,18 @@ def test_a_prober_that_has_gone_is_told_and_measures_nothing() -> None:
     assert lines[2:] == ["the prober has written nothing for 12 min; is lsmpy-probe running?"]
 
 
+def test_what_was_written_before_the_clock_was_set_back_is_not_fresh() -> None:
+    known = Standing(NOW + 3600, {"ISP1": standing("down")})
+    assert judge([files("down")], known, NOW).prober.stale
+    assert not judge([files("down")], Standing(NOW + 1, known.isps), NOW).prober.stale
+
+
+def test_who_has_many_targets_may_take_longer() -> None:
+    known = standing(targets={f"t{number}": target() for number in range(2000)})
+    assert not overview(known, age=13).prober.stale
+    assert overview(known, age=15).prober.stale
+
+
 def test_an_isp_that_the_prober_does_not_know_yet() -> None:
     seen = judge([files()], Standing(NOW, {}), NOW)
     assert cells(table(seen, NOW).splitlines()[1])[4:] == ["its state file says 'up'", "-", "-"]
