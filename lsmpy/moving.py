@@ -59,21 +59,32 @@ def toml(settings: Settings, source: str) -> str:
 
 
 def _isps(settings: Settings) -> tuple[list[_Isp], list[str]]:
-    known = {each.name: each for each in settings.connections}
+    known = {each.name: each for each in settings.connections if not _is_at_home(each)}
     made, left, grouped = list[_Isp](), list[str](), set[str]()
     for group in settings.groups:
-        members = [known[name] for name in dict.fromkeys(group.members)]
+        members = [known[name] for name in dict.fromkeys(group.members) if name in known]
         if not members or len({each.device for each in members}) != 1 or not members[0].device:
             left.append(f"{group.line}: group {group.name}: its members do not share one device, so it is no ISP")
             continue
         grouped |= {each.name for each in members}
         made.append(_Isp(group.name, members, _quorum(group, members)))
     for each in settings.connections:
-        if each.name not in grouped and each.device:
+        if each.name not in known and each.device:
+            left.append(
+                f"{each.line}: connection {each.name} (checkip {each.checkip}): asks this machine, so it is no ISP"
+            )
+        elif each.name not in grouped and each.device:
             made.append(_Isp(each.name, [each], 1))
         elif each.name not in grouped:
             left.append(f"{each.line}: connection {each.name} (checkip {each.checkip}): no device tells whose it is")
     return made, left
+
+
+def _is_at_home(connection: Connection) -> bool:
+    """Whether its probes never leave this machine, as those of the dummies that some distributions have."""
+    target = connection.target
+    at_home = target is None or target.is_loopback or target.is_unspecified or target.is_multicast
+    return connection.interface == "lo" or (at_home and not connection.check_arp)
 
 
 def _quorum(group: Group, members: Sequence[Connection]) -> int:

@@ -222,8 +222,7 @@ def decide(verdict: str | None, record: str | None, file: str | None) -> Action:
         file: what the state file says; None without one.
 
     Returns:
-        `write`: the verdict into the file, then into the record. After the reverse order, a crash between the two
-        would leave a file that looks like somebody else's while the verdict lasts.
+        `write`: the verdict into the file, the record before and after (`state.written`).
         `adopt`: the file's text into the record.
         `leave`: somebody else decided; hands off.
         `nothing`: all is as it should be, or there is no verdict yet.

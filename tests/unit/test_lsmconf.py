@@ -495,7 +495,9 @@ def test_an_import_has_the_isps_with_their_thresholds() -> None:
 
 def test_an_import_of_names_that_become_the_same_numbers_them() -> None:
     names = ["provider-number-one-line-A", "provider-number-one-line-B", "a/b", "a_b", "a b", "\udcff\0"]
-    text = "".join(f"connection {{\n name={name}\n device=eth{n}\n}}\n" for n, name in enumerate(names))
+    text = "".join(
+        f"connection {{\n name={name}\n device=eth{n}\n checkip=192.0.2.{n}\n}}\n" for n, name in enumerate(names)
+    )
     router = config.parse(imported(parse(text)).encode(), "lsmpy.toml", {}, probing=True)
     assert [isp.name for isp in router.isps] == [
         *("provider-number-one-", "provider-number-on-2"),
@@ -507,10 +509,17 @@ def test_an_import_of_names_that_become_the_same_numbers_them() -> None:
     "limits", ["max_packet_loss=0\n min_packet_loss=-1", "max_packet_loss=200\n min_packet_loss=90"]
 )
 def test_an_import_has_both_limits_of_losses_or_none(limits: str) -> None:
-    text = imported(parse(f"connection {{\n device=lo\n {limits}\n}}\n"))
+    text = imported(parse(f"connection {{\n device=eth0\n checkip=192.0.2.1\n {limits}\n}}\n"))
     (isp,) = config.parse(text.encode(), "lsmpy.toml", {}, probing=True).isps
     assert (isp.probe.max_packet_loss, isp.probe.min_packet_loss) == (15, 5)
     assert all(f"# lsm.conf:1: {key}" in text for key in ("max_packet_loss", "min_packet_loss"))
+
+
+def test_an_import_takes_a_dummy_for_no_isp() -> None:
+    text = imported(parse("connection {\n name=dummy\n device=lo\n}\nconnection {\n name=own\n device=eth0\n}\n"))
+    assert "[[isp]]" not in text
+    assert "connection dummy (checkip 127.0.0.1): asks this machine, so it is no ISP" in text
+    assert "connection own (checkip 127.0.0.1): asks this machine, so it is no ISP" in text
 
 
 def test_an_import_says_what_has_no_place() -> None:
