@@ -317,7 +317,7 @@ class Worker:
 
     def _shows(self, text: str) -> bool:
         """Whether new connections of the first LAN may go to ISP2, in every family, as `text` says."""
-        pattern = re.compile(r"^-A (LSMPY-C-LAN1|PREROUTING -i eth0) .*-[gj] LSMPY-M-ISP2$", re.M)
+        pattern = re.compile(r"^-A (LSMPY-C-LAN1|PREROUTING -i eth0) .*-[gj] (LSMPY-M|MARK)-ISP2$", re.M)
         listings = [command.run(TOOLS[family], "-t", "mangle", "-S") for family in self.router.families]
         return all(bool(pattern.search(listing)) == (text == "up") for listing in listings)
 
