@@ -69,8 +69,8 @@ def part(router: Router, live: Side, step: Changes, present: Collection[str] = (
 def commands(router: Router) -> Commands:
     """How conntrack(8) forgets the connections of each ISP; nothing where that is not wanted.
 
-    By mark, those that are older than our marks by its address, and again by mark: a packet that was on its way through
-    the old rules may have made a connection meanwhile.
+    Those that are older than our marks by its address, and then by mark: not before, as a packet that was on its way
+    through the old rules may have made a connection meanwhile.
     """
     if not router.options.flush_conntrack:
         return {}
@@ -78,7 +78,7 @@ def commands(router: Router) -> Commands:
     for family, isp in ((family, isp) for family in router.families for isp in router.isps if isp.carries(family)):
         marked = _of_mark(family, f"{router.mark_value(isp):#x}/{router.options.mark_mask:#x}")
         addresses = (_of_address(family, str(each.ip)) for each in isp.addresses(family))
-        made[family, isp.name] = (marked, *addresses, marked)
+        made[family, isp.name] = (*addresses, marked)
     return made
 
 

@@ -179,7 +179,6 @@ def test_connections_are_freed(article: Router) -> None:
     assert rules(side(article, down=["ISP2"]), "mangle", "LSMPY-DOWN") == ["-j LSMPY-M-ISP2"]
     assert rules(side(article, down=["ISP1", "ISP2"]), "mangle", "LSMPY-DOWN") == []
     assert freeing.commands(article)[4, "ISP2"] == (
-        "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
         "conntrack -D -f ipv4 --reply-dst 2.2.2.1",
         "conntrack -D -f ipv4 --mark 0x2/0xffffffff",
     )
