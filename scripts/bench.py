@@ -7,7 +7,7 @@ namespace, so that nothing but the program itself is measured.
 
   article   config_router.sh from the article, read at run time ($LSMPY_SEED or ../shared/seed/), for as many ISPs; its
             tables by number, for both families its second half once more for IPv6
-  one-shot  python -m lsmpy.reconfig
+  one-shot  python -m lsmpy.reconfig, as it is installed for users: without the packages that only its development needs
   warm      lsmpy.apply.rebuild in a process that runs already, as the watcher calls it
   whole     the floor: a shell that calls ip -batch and iptables-restore once a family, for everything of --dry-run, and
             then, when ISP2 goes down, conntrack as --dry-run does
@@ -34,16 +34,20 @@ import subprocess
 import sys
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+import lsmpy
 from lsmpy import LsmpyError, apply, changes, command, config, freeing, iptables, netfilter, plan, sandbox, state, twin
 from lsmpy.model import FAMILIES, Family, Router
 
 SEED = Path(__file__).resolve().parents[2] / "shared/seed/policy-routing-multihoming.txt"
 PLACE = Path("/run/lsmpy-bench")
+INSTALLED = PLACE / "installed"
 TOOLS = {4: "iptables", 6: "ip6tables"}
 ROUNDS = {2: 31, 4: 11, 16: 7, 64: 15}
 QUICK_ROUNDS = {2: 2, 4: 2}
@@ -232,8 +236,19 @@ class Station:
 
 def one_shot(station: Station) -> list[str]:
     """The command line of one rebuild."""
-    argv = [sys.executable, "-m", "lsmpy.reconfig", "-c", str(station.config), "--state-dir"]
+    argv = [str(INSTALLED / "bin/python"), "-m", "lsmpy.reconfig", "-c", str(station.config), "--state-dir"]
     return [*argv, str(station.directory)]
+
+
+def install() -> None:
+    """Make an environment of lsmpy and what it requires, no more: what is imported from there costs what users pay."""
+    venv.create(INSTALLED)
+    (packages,) = INSTALLED.glob("lib/python*/site-packages")
+    (packages / "lsmpy").symlink_to(Path(lsmpy.__file__).parent)
+    names = [re.split(r"\W", each)[0] for each in metadata.requires("lsmpy") or () if "extra" not in each]
+    for found in map(metadata.distribution, names):
+        for part in {file.parts[0] for file in found.files or ()} - {".."}:
+            (packages / part).symlink_to(str(found.locate_file(part)))
 
 
 class Worker:
@@ -577,6 +592,7 @@ def _main(options: argparse.Namespace) -> int:
     }
     tell = _progress if sys.stderr.isatty() else lambda _: None
     try:
+        install()
         results = measure(QUICK_ROUNDS if options.quick else ROUNDS, seed, tell)
     finally:
         tell("")
