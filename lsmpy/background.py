@@ -1,4 +1,4 @@
-"""What LSM is besides a prober: a daemon in the background with a pid file, which logs to syslog."""
+"""What LSM is besides a prober: a daemon in the background with a pid file, told by signals, which logs to syslog."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import logging
 import os
+import signal
+import socket
 import sys
 import syslog
 from collections.abc import Iterator
@@ -14,6 +16,9 @@ from pathlib import Path
 from lsmpy import LsmpyError
 
 _PRIORITIES = {logging.ERROR: syslog.LOG_ERR, logging.WARNING: syslog.LOG_WARNING, logging.INFO: syslog.LOG_INFO}
+
+# The last for nothing, as in LSM.
+_CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class PidFileError(LsmpyError):
@@ -51,6 +56,22 @@ class _Syslog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         for line in self.format(record).splitlines():
             syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_DEBUG), line)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[socket.socket]:
+    """The signals for a daemon as bytes on a socket, so that they wake select and interrupt nothing."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        before = [signal.signal(each, lambda *_: None) for each in _CAUGHT]
+        try:
+            yield ours
+        finally:
+            for each, handler in zip(_CAUGHT, before, strict=True):
+                signal.signal(each, handler)
+            signal.set_wakeup_fd(-1)
 
 
 @contextlib.contextmanager

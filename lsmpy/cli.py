@@ -94,10 +94,10 @@ def _force(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lsmpy import lsmconf, source, status  # what they rest on no other command needs
+    from lsmpy import lsmmodel, source, status  # what they rest on no other command needs
 
     loaded = source.load(options.config)
-    groups = [name for name, each in loaded.settings.named.items() if isinstance(each, lsmconf.Group)]
+    groups = [name for name, each in loaded.settings.named.items() if isinstance(each, lsmmodel.Group)]
     names = [name for name in (*(isp.name for isp in loaded.router.isps), *groups) if state.can_name(name)]
     return status.show(names, options.state_dir or Path(loaded.router.state_dir), options.watch, options.json)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from lsmpy.lsmconf import Connection, Group, Settings
+from lsmpy.lsmmodel import Connection, Group, Settings
 
 Word = Literal["down", "up", "unknown", "long_down"]
 WORDS: tuple[Word, ...] = ("down", "up", "unknown", "long_down")  # in the order of their numbers

@@ -17,9 +17,10 @@ from lsmpy import munin, pending, state
 from lsmpy.calls import Caller
 from lsmpy.events import Counters, Ledger, Moment, Outcome, State, Word
 from lsmpy.model import Check
-from lsmpy.prober import Prober, Target, clock_ns
+from lsmpy.prober import Prober, clock_ns
 from lsmpy.source import Source
 from lsmpy.standing import as_json
+from lsmpy.target import Target
 from lsmpy.uplink import Path as Way
 from lsmpy.verdict import WINDOW
 

@@ -11,7 +11,7 @@ from typing import get_type_hints
 import msgspec
 from msgspec import Struct
 
-from lsmpy.lsmconf import Connection, Group, Settings
+from lsmpy.lsmmodel import Connection, Group, Settings
 from lsmpy.model import Probe
 
 _HEAD = """\

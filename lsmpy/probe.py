@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,10 +32,13 @@ from lsmpy import (
     state,
     verdict,
 )
+from lsmpy.blame import Blame
 from lsmpy.herald import Herald
-from lsmpy.model import Check
-from lsmpy.prober import HEAD_START_NS, Prober, Target, clock_ns, trials
+from lsmpy.neighbours import HEAD_START_NS
+from lsmpy.prober import Prober, clock_ns
 from lsmpy.source import Source, load, read
+from lsmpy.target import Target
+from lsmpy.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +73,10 @@ class Daemon:
             StateError: there is no state directory.
             PortError: we may not have packet sockets.
         """
-        self._path, self._given, self._directory = path, directory, Path()
+        self._path, self._given = path, directory
         self._probers: list[Prober] = []
-        self._held: dict[str, str | None] = {}
-        self._emptied: set[str] = set()  # whose state file was empty when it was looked at last, for the first time
         self._tells = True
-        self._blamed: frozenset[Check] = frozenset()
+        self._blame = Blame()
         self._agenda: list[tuple[int, int, Prober, Target]] = []
         self._turns = itertools.count()
         self._files_ns = self._tell_ns = self._slack_ns = self._looked_ns = 0
@@ -85,6 +86,7 @@ class Daemon:
         self._caught: bytes = b""
         self._kernel: socket.socket | None = None
         self._source: Source
+        self._writer: Writer
         self._herald: Herald
         self._load(data)
 
@@ -150,7 +152,7 @@ class Daemon:
             _, _, prober, target = agenda[0]
             heapq.heapreplace(agenda, (prober.advance(target, now_ns), next(self._turns), prober, target))
         due = now_ns >= self._files_ns
-        if due or any(each.changed for each in self._probers) or self._blamed:
+        if due or any(each.changed for each in self._probers) or self._blame.blamed:
             self._judge(now_ns, due)
         if due:
             self._files_ns = now_ns + _FILES_NS
@@ -161,69 +163,23 @@ class Daemon:
 
     def _judge(self, now_ns: int, all_files: bool) -> None:
         if not self._source.lsm:
-            self._blame()
+            self._blame.look(self._probers)
         anything = all_files
         for prober in self._probers:
             prober.changed = False
-            if (changed := prober.judge(self._blamed, now_ns)) or all_files:
-                self._settle(prober.isp.name, prober.status)
+            if (changed := prober.judge(self._blame.blamed, now_ns)) or all_files:
+                self._writer.settle(prober.isp.name, prober.status)
             if changed:
                 self._herald.say(prober)
             anything |= changed
         if anything:
             self._herald.tick()
             for name, word in self._herald.groups():
-                self._settle(name, word)
-
-    def _blame(self) -> None:
-        self._blamed -= self._acquitted()
-        ill = not all(each.is_well() for each in self._probers)
-        for check, fell in verdict.blamed(trials(self._probers)).items() if ill else ():
-            if check in self._blamed:
-                continue
-            self._blamed |= {check}
-            targets = self._targets(check)
-            text = targets[0][1].text
-            log.warning("%s fails by every ISP: taken for dead itself, it does not count until it answers again", text)
-            for prober, _ in targets:
-                if prober.isp.name in fell:
-                    prober.excuse(fell[prober.isp.name])
-
-    def _acquitted(self) -> set[Check]:
-        """What was blamed and answers again, which begins anew by every ISP; or is not configured any more."""
-        found = set()
-        for check in self._blamed:
-            targets = self._targets(check)
-            if not targets or any(prober.answers_steadily(target) for prober, target in targets):
-                found.add(check)
-                if targets:
-                    log.info("%s answers again, and counts again", targets[0][1].text)
-                for prober, target in targets:
-                    prober.begin_anew(target)
-        return found
-
-    def _targets(self, check: Check) -> list[tuple[Prober, Target]]:
-        """Who probes the same, in whatever spelling."""
-        return [(prober, target) for prober in self._probers for target in prober.targets if target.check == check]
-
-    def _settle(self, name: str, status: str) -> None:
-        if not state.can_name(name):
-            return
-        file = state.glance(state.state_path(self._directory, name))
-        if file == "" and name not in self._emptied:  # half-way of `echo up > FILE`, or not: the next turn tells
-            self._emptied.add(name)
-            return
-        self._emptied.discard(name)
-        held = settle(self._directory, name, None if status == "unknown" else status, file)
-        if held is not None and held != self._held.get(name):
-            log.info("%s: somebody wrote %r into its state file; it is left alone until removed or right", name, held)
-        elif held is None and self._held.get(name) is not None:
-            log.info("%s: its state file is written by the prober again", name)
-        self._held[name] = held
+                self._writer.settle(name, word)
 
     def _tell(self, now_ns: int) -> None:
-        known = {each.isp.name: each.standing(self._blamed, now_ns) for each in self._probers}
-        path = self._directory / standing.FILE
+        known = {each.isp.name: each.standing(self._blame.blamed, now_ns) for each in self._probers}
+        path = self._writer.directory / standing.FILE
         state.make_own_directory(path)
         try:
             state.write(path, standing.encode(standing.Standing(time.time(), known)))
@@ -240,7 +196,7 @@ class Daemon:
             names = ", ".join(each.isp.name for each in unknown)
             why = next((str(each) for each in undecided if each.cannot), f"{verdict.WINDOW} probes leave it open")
             raise ProbeError(f"{names}: neither up nor down: {why}. The state file is unchanged")
-        return not unknown and not self._emptied
+        return not unknown and not self._writer.waits
 
     def _listen(self, kernel: socket.socket) -> None:
         """Hear by this socket from now on what the kernel changes."""
@@ -293,14 +249,15 @@ class Daemon:
             new.pop_all()
         for warning in router.warnings:
             log.warning("%s", warning)
-        herald = Herald(loaded, directory, self._herald if self._probers else None)
-        self._directory, self._source, self._herald = directory, loaded, herald
+        before = (self._herald, self._writer) if self._probers else (None, None)
+        self._source = loaded
+        self._herald, self._writer = Herald(loaded, directory, before[0]), Writer(directory, before[1])
         self._probers = [
             Prober(isp, each, self._selector, old.pop(isp.name, None), loaded.find)
             for isp, each in zip(router.isps, ports, strict=True)
         ]
         _at_once(Prober.close, list(old.values()))
-        herald.follow(self._probers)
+        self._herald.follow(self._probers)
         self._listen(kernel)
         now_ns = clock_ns()
         self._see(snapshot, now_ns)
@@ -361,55 +318,6 @@ def _hear_of_changes(groups: int) -> socket.socket:
     return opened
 
 
-def settle(directory: Path, name: str, said: str | None, file: str | None) -> str | None:
-    """Bring the state file of the ISP `name`, which says `file`, in line with what the probes `said`; None for nothing.
-
-    Returns what somebody else wrote, in which case nothing is changed; None if nobody did.
-
-    Raises:
-        StateError: a file cannot be written.
-    """
-    path, record = state.state_path(directory, name), state.record_path(directory, name)
-    recorded = state.glance(record)
-    written = state.written(recorded, file)
-    if file is not None and recorded != written == file:
-        state.write(record, file)  # whoever was here before was killed while it wrote
-    action = verdict.decide(said, written, file)
-    if action in ("adopt", "write"):
-        state.make_own_directory(record)
-    if action == "adopt" and file is not None:
-        state.write(record, file)
-        action = verdict.decide(said, file, file)
-    if action == "write" and said is not None:
-        state.write(record, said if file is None else f"{file}\n{said}")
-        state.write(path, said)
-        state.write(record, said)
-    return file if action == "leave" else None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """The signals for a daemon as bytes on a socket, so that they wake select and interrupt nothing."""
-    ours, theirs = socket.socketpair()
-    caught = (
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGHUP,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    )  # the last for nothing, as in LSM
-    with ours, theirs:
-        theirs.setblocking(False)
-        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        before = [signal.signal(each, lambda *_: None) for each in caught]
-        try:
-            yield ours
-        finally:
-            for each, handler in zip(caught, before, strict=True):
-                signal.signal(each, handler)
-            signal.set_wakeup_fd(-1)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run lsmpy-probe and return its exit status."""
     try:
@@ -440,7 +348,7 @@ def _run(options: argparse.Namespace) -> None:
     data = read(options.config)
     ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
     background.log_to(ident)
-    with _signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir, data)) as daemon:
+    with background.signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir, data)) as daemon:
         pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)
         with background.running(pid_file, fork):
             daemon.run(signals, options.once)

@@ -5,93 +5,27 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 
 from lsmpy import dial, standing, uplink, verdict, wire
 from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
 from lsmpy.model import Address, Check, Family, Isp
+from lsmpy.neighbours import Neighbours
 from lsmpy.port import Port
+from lsmpy.target import Target
 from lsmpy.uplink import Fault, Path, Unrouted
 
 log = logging.getLogger(__name__)
 
 _MS, _S = 1_000_000, 1_000_000_000  # nanoseconds
-_REFRESH_NS = 30 * _S  # how old a gateway's hardware address may be while probes are answered
 _MOST_REASONS = 3  # in a line of the log
 _CALLS = ("tcp", "dns")  # checks by the kernel's own sockets
-_ASK_AGAIN_NS = _S // 4  # how often it is asked for while they are not
-HEAD_START_NS = _S // 20  # for a gateway to say where it is, before the first probe
 
 
 def clock_ns() -> int:
     """The clock that everything goes by: nobody sets it, and it goes on while the machine sleeps."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-@dataclass(slots=True)
-class Hop:
-    """Where on the link a gateway (or a target without one) was last heard, which holds until something newer is.
-
-    Attributes:
-        since_ns: since when it is looked for.
-    """
-
-    address: Address
-    since_ns: int
-    mac: bytes = b""
-    asked_ns: int = 0
-    asked_from: bytes = b""  # our hardware address, which the question also tells
-
-
-@dataclass(slots=True)
-class Target:
-    """One thing that is checked: how it is reached, and what came of it.
-
-    Attributes:
-        text, check: as configured.
-        number: its place among the targets of its port.
-        flight: its probes under way.
-        times: their last round trip times.
-        path: how it is reached now, or why it is not; `hop` is whom its frames go to, if he must be asked for.
-        ends: who answers it, and to whom.
-        next_ns: when there is something to do for it.
-        silent_ns: when the first of the last probes that were all lost was given up.
-        cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
-        reason: of the present losses, where there is more than silence.
-        foreign: answers with our tag from somebody else.
-        moot: whether it failed already while the ISP was up by a target that is dead itself now.
-    """
-
-    text: str
-    check: Check
-    number: int
-    flight: Flight
-    link: verdict.Link = field(default_factory=verdict.Link)
-    times: standing.Window = field(default_factory=lambda: standing.Window(verdict.WINDOW))
-    path: Path | Fault = field(default_factory=lambda: Fault("not looked for yet"))
-    address: Address | None = None
-    ends: tuple[bytes, bytes] = (b"", b"")
-    hop: Hop | None = None
-    request: wire.Echo | None = None
-    calls: dict[int, dial.Call] = field(default_factory=dict)
-    counter: int = 0
-    due_ns: int = 0
-    next_ns: int = 0
-    silent_ns: int = 0
-    cannot: str = ""
-    reason: str = ""
-    foreign: int = 0
-    moot: bool = False
-
-    def __str__(self) -> str:
-        """How it stands, for the log."""
-        if isinstance(self.path, Fault):
-            return self.path.reason
-        if self.cannot:
-            return f"{self.text} cannot be tested: {self.cannot}"
-        return f"{self.text}: {self.link}{f' ({self.reason})' if self.reason else ''}"
 
 
 class Prober:
@@ -117,7 +51,7 @@ class Prober:
         self._while_up: verdict.Damping = old._while_up if old else self.damping
         self.changed = True  # whether a target's status has changed since it was asked last
         self._problem: str = old._problem if old else ""
-        self._hops: dict[Address, Hop] = dict(old._hops) if old else {}
+        self._neighbours: Neighbours = old._neighbours if old else Neighbours(port)
         self._bound: tuple[object, ...] = ()
         known = {each.text: each for each in old.targets} if old else {}
         first = 1 + max((each.number for each in known.values()), default=-1)
@@ -160,7 +94,7 @@ class Prober:
             self._bind(found[0], tuple(hops))
             for each in hops.values():
                 if each.hop and isinstance(each.path, Path):
-                    self._look_for(each.hop, each.path, now_ns, False)
+                    self._neighbours.look_for(each.hop, each.path, now_ns, False)
 
     def _lead(self, target: Target, path: Path | Fault, now_ns: int) -> None:
         if path == target.path:
@@ -181,7 +115,7 @@ class Prober:
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
         hop = path.hop or target.address  # without a gateway everybody is his own, as for the kernel
         if path.needs_mac and hop is not None:
-            target.hop = self._hops.setdefault(hop, Hop(hop, now_ns))
+            target.hop = self._neighbours.at(hop, now_ns)
         if target.check.kind not in _CALLS:  # which find out for themselves
             self._test(target, _obstacle(target, path))
             if target.cannot and isinstance(was, Fault):
@@ -261,8 +195,7 @@ class Prober:
 
     def _neighbour(self, heard: wire.Neighbour, now_ns: int) -> Iterator[Target]:
         """Learn where a gateway is; whose check that answers."""
-        if hop := self._hops.get(heard.address):
-            hop.mac = heard.mac
+        self._neighbours.heard(heard.address, heard.mac)
         for target in self._by_address.get(heard.address.packed, ()):
             number = target.flight.newest()  # nothing in it tells which question it answers; LSM does the same
             if target.check.kind == "neighbour" and number is not None:
@@ -287,7 +220,7 @@ class Prober:
             self._answer_ourselves(target, now_ns)
         elif target.check.kind == "neighbour" and target.hop is not None:
             target.flight.sent(self._next(target), clock_ns(), time.time_ns())
-            self._ask(target.hop, path, now_ns)
+            self._neighbours.ask(target.hop, path, now_ns)
         else:
             self._echo(target, path, target.address, now_ns)
         self._tell_problem()
@@ -306,9 +239,9 @@ class Prober:
     def _echo(self, target: Target, path: Path, address: Address, now_ns: int) -> None:
         hop = target.hop
         if hop is not None:
-            self._look_for(hop, path, now_ns, target.link.lost_in_a_row > 0)
-            if not hop.mac and now_ns < hop.since_ns + HEAD_START_NS:
-                return  # it has just been asked for
+            self._neighbours.look_for(hop, path, now_ns, target.link.lost_in_a_row > 0)
+            if hop.may_answer_yet(now_ns):
+                return
         if target.request is None:
             target.request = self.port.echo(path.source, address, target.number, path.ttl)
         number, tag = self._next(target), b""
@@ -324,16 +257,6 @@ class Prober:
         elif self._problem and not problem:
             log.info("%s: probes are sent on %s again", self.isp.name, self.isp.interface)
         self._problem = problem
-
-    def _look_for(self, hop: Hop, path: Path, now_ns: int, unanswered: bool) -> None:
-        """Ask where the gateway is if that is not known well enough."""
-        patience_ns = _ASK_AGAIN_NS if unanswered or not hop.mac else _REFRESH_NS
-        if now_ns >= hop.asked_ns + patience_ns or hop.asked_from != path.link.mac:
-            self._ask(hop, path, now_ns)
-
-    def _ask(self, hop: Hop, path: Path, now_ns: int) -> None:
-        self.port.ask(wire.solicitation(path.link.mac, path.source, hop.address))
-        hop.asked_ns, hop.asked_from = now_ns, path.link.mac
 
     def _call(self, target: Target, path: Path, address: Address) -> None:
         family: Family = 4 if address.version == 4 else 6
@@ -433,6 +356,14 @@ class Prober:
             trial = self.trial(target)
             target.moot |= target.link.status == "down" and not trial.fell_since(since_ns - trial.apart_ns)
 
+    def trials(self) -> dict[Check, verdict.Trial]:
+        """How its check targets do, for `verdict.blamed`.
+
+        Its gateway is nobody else's target, and what could not be asked has not failed.
+        """
+        asked = (each for each in self.targets if isinstance(each.path, Path) and not each.cannot)
+        return {each.check: self.trial(each) for each in asked if each.check.address is not None}
+
     def trial(self, target: Target) -> verdict.Trial:
         """How a target does."""
         limits, link, failed = self.isp.probe, target.link, target.flight.failed()
@@ -478,21 +409,6 @@ class Prober:
             why = untested[0] + (f"; before that {why}" if self.status != "unknown" else "")
         held_until = time.time() + held_ns / _S if held_ns > 0 else 0.0
         return standing.IspStanding(self.status, self.since_s, why, round(held_until, 1), targets)
-
-
-def trials(probers: Sequence[Prober]) -> dict[str, dict[Check, verdict.Trial]]:
-    """Of each ISP, how each of its check targets does, for `verdict.blamed`.
-
-    Its gateway is nobody else's target, and what could not be asked has not failed.
-    """
-    return {
-        prober.isp.name: {
-            each.check: prober.trial(each)
-            for each in prober.targets
-            if each.check.address is not None and isinstance(each.path, Path) and not each.cannot
-        }
-        for prober in probers
-    }
 
 
 def _obstacle(target: Target, path: Path) -> str:

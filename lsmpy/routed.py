@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lsmpy import links, uplink
 from lsmpy.links import Snapshot
-from lsmpy.lsmconf import Connection
+from lsmpy.lsmmodel import Connection
 from lsmpy.model import Family, Isp
 from lsmpy.uplink import Fault, Path, Unrouted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from lsmpy import config, lsmconf, netlink, routed, state, uplink
-from lsmpy.lsmconf import Connection, Settings
+from lsmpy.lsmmodel import Connection, Settings
 from lsmpy.model import AUTO, Isp, Probe, Router
 
 _SILENT = -1  # the prober has its own words for what its ISPs do

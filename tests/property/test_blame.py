@@ -169,6 +169,5 @@ def test_an_isp_that_dies_alone_is_down_within_its_thresholds(seeds: range) -> N
 
 def counts(town: Town, daemon: probe.Daemon, prober: Prober) -> bool:
     """Whether something that it reaches can tell that it is dead."""
-    return any(
-        each.check not in daemon._blamed and town.reaches(prober.isp.interface, each.text) for each in prober.targets
-    )
+    blamed = daemon._blame.blamed
+    return any(each.check not in blamed and town.reaches(prober.isp.interface, each.text) for each in prober.targets)

@@ -15,7 +15,8 @@ import pytest
 from lsmpy import flight, probe, standing, state, verdict
 from lsmpy.links import Snapshot
 from lsmpy.model import Check, Probe
-from lsmpy.prober import Prober, Target
+from lsmpy.prober import Prober
+from lsmpy.target import Target
 from lsmpy.uplink import Fault
 from lsmpy.uplink import Path as Way
 from tests.unit import prober_kit as kit
@@ -303,7 +304,7 @@ def test_a_day_of_probing_is_what_a_plain_model_says(
         gaps = sleeps + pulled.get(who.isp.interface, [])
         interval_ns, timeout_ns = who.isp.probe.interval_ms * MS, who.isp.probe.timeout_ms * MS
         assert state.read_text(state.state_path(tmp_path, who.isp.name)) == who.status
-        assert len(who._hops) == 1
+        assert len(who._neighbours._hops) == 1
         for target in who.targets:
             begun, told = witness.begun[id(target)], witness.told[id(target)]
             settled = set(told)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from lsmpy.events import Call, Counters, Ledger, Moment, Outcome, State, Word, joined
-from lsmpy.lsmconf import Connection, Group, Settings
+from lsmpy.lsmmodel import Connection, Group, Settings
 
 NOW = 1_795_388_348.9
 LINK = Connection(

@@ -17,7 +17,7 @@ DOORS = {"sh": "command", "scapy": "wire", "watchdog": "watch"}
 PURE = (
     *("model", "mistakes", "checks", "config"),
     *("verdict", "flight", "uplink", "standing"),
-    *("lsmconf", "events", "moving", "munin"),
+    *("lsmmodel", "lsmconf", "events", "moving", "munin"),
     *(
         "plan",
         "lookups",

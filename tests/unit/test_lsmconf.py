@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from lsmpy import ConfigError, config, lsmconf, moving
-from lsmpy.lsmconf import Connection, Group, NoTargetsError, Settings
+from lsmpy import ConfigError, config, lsmconf, lsmmodel, moving
+from lsmpy.lsmconf import NoTargetsError
+from lsmpy.lsmmodel import Connection, Group, Settings
 from tests.unit.lsm_samples import NET_ISP_BALANCE, NETHSERVER, SHOREWALL, SHOREWALL_INCLUDED
 
 ONE = "connection {\n name=c1\n checkip=192.0.2.1\n}\n"
@@ -169,7 +170,7 @@ def test_a_group_may_have_a_name_that_is_taken_and_gets_no_state_file() -> None:
     ],
 )
 def test_an_address_is_what_c_takes_for_one(text: str, meant: str | None) -> None:
-    assert lsmconf.address(text) == (meant and ip_address(meant))
+    assert lsmmodel.address(text) == (meant and ip_address(meant))
     if meant is not None and ":" not in text:
         assert socket.inet_ntoa(socket.inet_aton(text)) == meant
 

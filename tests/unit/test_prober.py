@@ -12,7 +12,8 @@ from scapy.packet import Raw
 
 from lsmpy import config, dial, model, standing, verdict, wire
 from lsmpy.links import Link, Snapshot
-from lsmpy.prober import Prober, Target
+from lsmpy.prober import Prober
+from lsmpy.target import Target
 from tests.unit import prober_kit as kit
 from tests.unit.prober_kit import (
     GATEWAY_MAC,
@@ -852,7 +853,7 @@ def test_a_hostile_neighbour_cannot_make_it_remember_more_and_more(make: Make) -
         question = wire.solicitation(OUR_MAC, ip_address("2001:db8:1::1"), forged)
         rig.port.bring(*kit.neighbour(question.packet, question.protocol, GATEWAY_MAC))
     rig.turn(2)
-    assert len(rig.who._hops) == 2
+    assert len(rig.who._neighbours._hops) == 2
 
 
 # -- another configuration -------------------------------------------------------------------------
