@@ -30,7 +30,7 @@ from lsmpy.memory import KeepingError
 from lsmpy.model import Family, Router
 from lsmpy.plan import Plan, Side
 from lsmpy.routing import LOCAL_DEFAULT, Route
-from lsmpy.scene import Extra, Scene, look
+from lsmpy.scene import Extra, Scene, look, now
 
 log = logging.getLogger(__name__)
 
@@ -198,16 +198,18 @@ def _carry_out(scene: Scene, wanted: Plan, steps: list[Changes], warnings: list[
     if not any(steps) and not settings:
         return wanted, False
     old_settings = image.read_sysctls(key for key, _ in settings) if settings else {}
+    before, refused = scene, dict[str, str]()
     try:
-        refused = _refused_isps(scene.router, kernel.add(steps), warnings)
-        if refused:
+        while more := _refused_isps(scene.router, kernel.add(steps), refused, warnings):
+            refused |= more
+            scene = now(before)
             wanted = scene.plan(refused)
             steps = scene.steps(wanted)
         present = frozenset[str]().union(*(link.addresses for link in scene.links.values()))
         parts = [freeing.part(scene.router, scene.live[step.family], step, present) for step in steps]
-        kernel.load(scene.backend, [part.early for part in parts], scene.live, scene.beside_others)
-        for key, value in settings:
+        for key, value in settings:  # without which nobody who is marked gets an answer
             kernel.write_sysctl(key, value)
+        kernel.load(scene.backend, [part.early for part in parts], scene.live, scene.beside_others)
         kernel.drop(steps)
         freed = _forget(parts, warnings)
         loaded = {part.early.family: Side(part.early.family, part.early.tables, (), ()) for part in parts}
@@ -216,7 +218,7 @@ def _carry_out(scene: Scene, wanted: Plan, steps: list[Changes], warnings: list[
         _learn_spellings(scene, steps, warnings)
     except LsmpyError as error:
         raise KernelError(
-            f"{_places(scene.router, error)}{error}. {former.undo(scene, wanted, old_settings)}"
+            f"{_places(scene.router, error)}{error}. {former.undo(before, wanted, old_settings)}"
         ) from error
     return wanted, True
 
@@ -239,15 +241,21 @@ def _forget(parts: list[Parting], warnings: list[str]) -> bool:
     return True
 
 
-def _refused_isps(router: Router, refusals: list[Refusal], warnings: list[str]) -> dict[str, str]:
-    """The ISPs whose own route the kernel did not take; what it says of one never stops another's."""
+def _refused_isps(
+    router: Router, refusals: list[Refusal], known: Mapping[str, str], warnings: list[str]
+) -> dict[str, str]:
+    """The ISPs, but for those that are `known`, whose own route the kernel did not take.
+
+    What it says of one never stops another's.
+    """
     refused: dict[str, str] = {}
     for refusal in refusals:
         if not isinstance(refusal.item, Route):
             raise KernelError(f"the kernel refuses the rule '{refusal.item.words()}': {refusal.why}")
-        warnings.append(f"the kernel refuses the route '{refusal.item.words()}': {refusal.why}")
+        warning = f"the kernel refuses the route '{refusal.item.words()}': {refusal.why}"
+        warnings += [warning] if warning not in warnings else []
         for isp in router.isps:
-            if refusal.item.device == isp.interface and refusal.item.table != LOCAL_DEFAULT:
+            if refusal.item.device == isp.interface and refusal.item.table != LOCAL_DEFAULT and isp.name not in known:
                 refused[isp.name] = f"the kernel refuses its route: {refusal.why}"
     return refused
 
@@ -258,9 +266,9 @@ def _learn_spellings(scene: Scene, steps: list[Changes], warnings: list[str]) ->
         loaded = [table for table in step.tables if table.name in scene.extra.get(step.family, {})]
         if not loaded:
             continue
-        _, now = image.read(scene.backend, [step.family], [table.name for table in loaded], ())
+        _, seen = image.read(scene.backend, [step.family], [table.name for table in loaded], ())
         for table in loaded:
-            live = now[step.family].table(table.name)
+            live = seen[step.family].table(table.name)
             if not table.same_as(live.with_policies({})):
                 try:
                     memory.learn_spelling(step.family, live, table)

@@ -39,6 +39,16 @@ class Changes(Struct, frozen=True):
         """What the lines of `add_text` are about, in their order."""
         return (*self.routes, *self.rules)
 
+    def differences(self) -> list[str]:
+        """What these steps would change, in words."""
+        return [
+            *(f"without the route '{route.words()}'" for route in self.routes),
+            *(f"without the rule '{rule.words()}'" for rule in self.rules),
+            *(f"the table {table.name} of IPv{self.family}" for table in self.tables),
+            *(f"the rule '{rule.words()}'" for rule in self.stale_rules),
+            *(f"the route '{route.words()}'" for route in self.stale_routes),
+        ]
+
     def add_text(self) -> str:
         """For `ip -batch`: the first step."""
         return add_text(self.routes, self.rules)

@@ -209,21 +209,36 @@ def _said(kept: bool, whole: bool) -> str:
 
 
 def undo(scene: Scene, wanted: Plan, settings: Mapping[str, str]) -> str:
-    """Put back what was there before a rebuild that failed, and say how that went."""
+    """Put back what was there before a rebuild that failed, and say how that went, and what stands if it did not."""
+    names = sorted({table.name for side in wanted.sides for table in side.tables})
+    why = ""
     try:
-        names = sorted({table.name for side in wanted.sides for table in side.tables})
-        _, now = image.read(scene.backend, scene.router.families, names, owned(scene.router))
-        steps = []
-        for family, live in scene.live.items():
-            tables = tuple(live.table(name).with_policies({}) for name in names)
-            if scene.beside_others:
-                tables = tuple(beside.ours(table) for table in tables)
-            side = Side(family, tables, live.routes, live.rules)
-            steps.append(changes.between(now[family], among_others(now[family], side, scene.beside_others)))
-        put_back(scene.backend, steps, settings, now, scene.beside_others)
+        seen, steps = _way_back(scene, names)
+        put_back(scene.backend, steps, settings, seen, scene.beside_others)
     except LsmpyError as error:
-        return f"Putting the former state back failed too ({error}): see what stands with lsmpy-reconfig --diff"
+        why = f" ({error})"
+    try:
+        _, steps = _way_back(scene, names)
+    except LsmpyError as error:
+        return f"Putting the former state back failed too{why}. What stands now cannot be read: {error}"
+    left = [each for step in steps for each in step.differences()]
+    left += [f"{key}={now}" for key, now in image.read_sysctls(settings).items() if now != settings[key]]
+    if left:
+        return f"Putting the former state back failed too{why}. Otherwise than before stand: {'; '.join(left)}"
     return "What was already done has been undone: the router is as it was before"
+
+
+def _way_back(scene: Scene, names: list[str]) -> tuple[dict[Family, Side], list[Changes]]:
+    """What the kernel holds now, and the steps from there to what it held, in the tables of these names."""
+    _, seen = image.read(scene.backend, scene.router.families, names, owned(scene.router))
+    steps = []
+    for family, live in scene.live.items():
+        tables = tuple(live.table(name).with_policies({}) for name in names)
+        if scene.beside_others:
+            tables = tuple(beside.ours(table) for table in tables)
+        side = Side(family, tables, live.routes, live.rules)
+        steps.append(changes.between(seen[family], among_others(seen[family], side, scene.beside_others)))
+    return seen, steps
 
 
 def put_back(

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 from msgspec import Struct
 
-from lsmpy import marking, netfilter
+from lsmpy import beside, marking, netfilter
 from lsmpy.changes import Changes
 from lsmpy.marking import DOWN, LEFT
 from lsmpy.model import Family, Router
@@ -29,8 +29,9 @@ class Parting(Struct, frozen=True):
     Attributes:
         gone: whose connections are, the names of ISPs and the addresses and marks that are ours no more, and the
             commands for it.
-        early: all steps, but these ISPs are not listed yet.
-        late: what lists them.
+        early: all steps, but these ISPs are not listed yet, and what we translated until now still is translated: the
+            marks, which come after it, may still lead there.
+        late: what lists them, and translates no more than it shall.
     """
 
     gone: Mapping[str, tuple[str, ...]]
@@ -47,7 +48,6 @@ def part(router: Router, live: Side, step: Changes, present: Collection[str] = (
         step: the way from there.
         present: the addresses that the machine has, of whatever interface.
     """
-    later = Changes(step.family, (), (), (), (), ())
     tables = {table.name: table for table in step.tables}
     known, wanted = commands(router), tables.get("mangle", netfilter.table("mangle"))
     isps = frozenset(isp for isp in _gone(live.table("mangle"), wanted) if (step.family, isp) in known)
@@ -60,10 +60,18 @@ def part(router: Router, live: Side, step: Changes, present: Collection[str] = (
         # by itself.)
         given = marking.given(live.table("nat")) - marking.given(tables["nat"])
         gone |= {each: (_of_address(step.family, each),) for each in sorted(given.difference(present))}
-    if not isps:
-        return Parting(gone, step, later)
-    early = tuple(_unlisted(table, isps) if table is wanted else table for table in step.tables)
-    return Parting(gone, msgspec.structs.replace(step, tables=early), msgspec.structs.replace(later, tables=(wanted,)))
+    early = dict(tables)
+    if isps:
+        early["mangle"] = _unlisted(wanted, isps)
+    if "nat" in tables:
+        early["nat"] = _with_former(live.table("nat"), tables["nat"])
+    late = tuple(table for name, table in tables.items() if early[name] != table)
+    nothing = Changes(step.family, (), (), (), (), ())
+    return Parting(
+        gone,
+        msgspec.structs.replace(step, tables=tuple(early.values())),
+        msgspec.structs.replace(nothing, tables=late),
+    )
 
 
 def commands(router: Router) -> Commands:
@@ -125,6 +133,17 @@ def _gone(live: Table, want: Table) -> frozenset[str]:
     # What is down already, or falls in this moment, has nothing more to move.
     moving = listed(want, LEFT) - listed(live, LEFT) - were if live.has(LEFT) else frozenset[str]()
     return fallen | moving
+
+
+def _with_former(live: Table, want: Table) -> Table:
+    """The table and, behind it, what only the live one has of ours."""
+    wanted = {chain.name: chain.rules for chain in want.chains}
+    former = [
+        Chain(chain.name, None, rules)
+        for chain in beside.ours(live).chains
+        if (rules := tuple(rule for rule in chain.rules if rule not in wanted.get(chain.name, ())))
+    ]
+    return netfilter.merge(want, netfilter.table(want.name, former)) if former else want
 
 
 def _unlisted(table: Table, isps: frozenset[str]) -> Table:

@@ -109,6 +109,17 @@ def look(configured: Router, directory: Path | None, given: Extra | None = None)
     return Scene(known, backend, named, extra, states, links, live, waiting)
 
 
+def now(scene: Scene) -> Scene:
+    """The same in the middle of a rebuild, with what the kernel holds by then.
+
+    Raises:
+        LsmpyError: it could not be read.
+    """
+    names = {table.name for side in scene.live.values() for table in side.tables}
+    _, seen = image.read(scene.backend, scene.router.families, sorted(names), owned(scene.router))
+    return msgspec.structs.replace(scene, live=seen)
+
+
 def _with_raw_if_ours(router: Router, side: Side, extra: dict[str, Table]) -> Side:
     """Have raw rebuilt while packets are translated one by one, and once more when they are no longer."""
     wanted = side.family == 6 and npt.stateless(router.isps)

@@ -160,9 +160,8 @@ class Watch(FileSystemEventHandler):
     def _follow(self) -> None:
         """Keep an observer on the directory that is there now."""
         inode = self._current_inode()
-        if inode == self._inode:
-            if self._observer and not self._is_sound(self._observer):
-                raise WatchError(f"the observer of {self.directory} has died; the router stays as it is")
+        # A new directory may have the old one's number; but the observer ends with the old one.
+        if inode == self._inode and (self._observer is None or self._is_sound(self._observer)):
             return
         self._unfollow()
         self._inode = inode
@@ -170,17 +169,16 @@ class Watch(FileSystemEventHandler):
             log.warning("the state directory %s is gone; the router stays as it is until it is back", self.directory)
             return
         self._watched = os.path.realpath(self.directory)  # watchdog does not follow links, and /var/run is one
-        observer = InotifyObserver()
         try:
+            observer = InotifyObserver()
             observer.schedule(self, self._watched, event_filter=_EVENTS)
             observer.start()
         except FileNotFoundError:
             self._inode = None  # gone again; the next heartbeat sees more
             return
         except OSError as error:
-            raise WatchError(
-                f"cannot watch {self.directory}: {error.strerror}; see fs.inotify.max_user_watches"
-            ) from error
+            limits = "fs.inotify.max_user_watches and fs.inotify.max_user_instances"
+            raise WatchError(f"cannot watch {self.directory}: {error.strerror}; see {limits}") from error
         self._observer = observer
         self._wake.set()
 

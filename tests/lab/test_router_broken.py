@@ -129,6 +129,34 @@ def test_a_gateway_that_the_kernel_refuses_stops_nobody_else(tmp_path: Path, def
         assert router.foreign() == 0
 
 
+@pytest.mark.parametrize("tiers", [True, False])
+def test_the_rest_is_built_when_the_first_isp_is_refused_in_the_first_rebuild(tmp_path: Path, tiers: bool) -> None:
+    """What was added for it before is in nobody's way, and what the others need instead is added as well."""
+    text = configuration()
+    if tiers:
+        head, mark, last = text.rpartition("[[isp]]\n")
+        text = f"{head}{mark}tier = 2\n{last}"
+    program = tmp_path / "ip"
+    program.write_text(
+        "#!/bin/sh\ncase $* in\n"
+        f"*-force*) test -e {tmp_path}/once || /bin/ip link set eth2 down; touch {tmp_path}/once ;;\n"
+        "esac\n"
+        'exec /bin/ip "$@"\n'
+    )
+    program.chmod(0o755)
+    with rig(tmp_path, text) as router:
+        result = router.anyhow("sh", "-c", f'PATH={tmp_path}:$PATH exec "$@"', "sh", *router.argv())
+        assert result.status == 0, result.err
+        assert "up ISP2, down ISP1 (the kernel refuses its route" in result.err
+        told = result.err.splitlines()
+        assert sorted(set(told)) == sorted(told)
+        assert served_by(router) == {"ISP2"}
+        right = router.dump()
+        router.rebuild()
+        assert router.dump() == right
+        assert router.foreign() == 0
+
+
 def test_one_family_without_address_leaves_the_other_as_it_is(tmp_path: Path) -> None:
     with rig(tmp_path, configuration()) as router, router.watching() as watcher:
         seen = len(watcher.rebuilds)

@@ -286,6 +286,43 @@ def test_without_the_privilege_nothing_is_changed(tmp_path: Path, drop: tuple[st
         assert router.dump() == before
 
 
+@pytest.mark.parametrize(("family", "key"), [(4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding")])
+def test_a_router_that_forwards_nothing_is_told_so(tmp_path: Path, family: int, key: str) -> None:
+    with rig(tmp_path, configuration(), server=False) as router:
+        router.shell(f"sysctl -q -w {key}=0\n")
+        assert f"{key} is 0: nothing of IPv{family} is forwarded; set it to 1 with sysctl" in router.rebuild()
+        router.shell(f"sysctl -q -w {key}=1\n")
+        assert "forwarded" not in router.rebuild()
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_could_not_be_undone_is_told(tmp_path: Path, backend: str) -> None:
+    """iptables-restore of one family takes the first text, and nothing after that."""
+    with rig(tmp_path, configuration(backend=backend), server=False) as router:
+        router.rebuild()
+        before = router.dump()
+        real = 'PATH=${PATH#*:}\nexec "${0##*/}" "$@"\n'
+        texts = {
+            "ip6tables": "echo 'no more of that' >&2\nexit 4\n",
+            "iptables": f"test -e {tmp_path}/once && {{ echo 'nor of this' >&2; exit 4; }}\ntouch {tmp_path}/once\n",
+        }
+        for tool, text in texts.items():
+            for program in (tmp_path / f"{tool}-restore", tmp_path / f"{tool}-{backend}-restore"):
+                program.write_text(f'#!/bin/sh\nif [ "$1" != --version ]; then\n{text}fi\n{real}')
+                program.chmod(0o755)
+        router.say("ISP2", "down")
+        result = router.anyhow("sh", "-c", f'PATH={tmp_path}:$PATH exec "$@"', "sh", *router.argv())
+        assert result.status == 1
+        assert "no more of that. Putting the former state back failed too" in result.err
+        assert "nor of this" in result.err
+        assert result.err.rstrip().endswith("Otherwise than before stand: the table mangle of IPv4")
+        assert router.dump() != before
+        router.rebuild()
+        router.say("ISP2", "up")
+        router.rebuild()
+        assert router.dump() == before
+
+
 def test_without_iptables_nothing_is_changed(tmp_path: Path) -> None:
     with rig(tmp_path, configuration(), server=False) as router:
         before = router.dump()

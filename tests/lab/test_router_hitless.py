@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,33 @@ def test_a_link_that_really_goes_hurts_no_flow_on_the_other(tmp_path: Path, long
                 assert not event.broken
                 assert event.longest_gap_ms <= STILL_MS
         assert stay.isps() == homes
+        assert router.foreign() == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flush", ["all", "own"])
+def test_an_isp_that_is_taken_out_of_the_file_and_put_in_again_hurts_no_other(
+    tmp_path: Path, flush: str, long: bool
+) -> None:
+    """Whatever is on its way, nothing leaves by its line without its address."""
+    both = configuration(router=f'flush = "{flush}"')
+    one = both[: both.index('[[isp]]\nname = "ISP2"')] + both[both.index("[[lan]]") :]
+    with rig(tmp_path, both) as router, router.watching() as watcher:
+        stream, stay = steady(router)
+        with stream, stay:
+            wait_until(lambda: len(stay.isps()) == 8, what="long flows")
+            homes = stay.isps()
+            for number in range(40 if long else 6):
+                before = len(watcher.rebuilds)
+                router.configure(both if number % 2 else one)
+                watcher.running.process.signal(signal.SIGHUP)
+                wait_until(lambda: len(watcher.rebuilds) > before, what="a rebuild")  # noqa: B023
+            stream.stop()
+            lost = flows.tracked(router.lab, [(LAN, flow) for flow in stream.flows])
+            events = stay.stop()
+        assert "ISP1" not in lost.values()
+        ends = {event.flow: event for event in events if event.event == "end"}
+        assert not any(ends[flow].broken for flow, isp in homes.items() if isp == "ISP1")
         assert router.foreign() == 0
 
 

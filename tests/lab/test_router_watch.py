@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -172,6 +173,18 @@ def test_a_directory_that_goes_and_comes_is_followed(tmp_path: Path) -> None:
         assert is_down(router)
         router.states.mkdir()
         await_verdict(watcher, UP)
+
+
+def test_a_directory_that_is_replaced_between_two_looks_is_followed(tmp_path: Path) -> None:
+    """On most file systems the new one gets the old one's number."""
+    with rig(tmp_path, configuration(), server=False) as router, router.watching() as watcher:
+        for said, verdict in (("down", DOWN), ("up", UP), ("down", DOWN)):
+            shutil.rmtree(router.states)
+            router.states.mkdir()
+            router.say("ISP2", said)
+            await_verdict(watcher, verdict)
+            wait_until(router.idle, what="the router to be whole")
+        assert watcher.running.alive
 
 
 def test_a_hundred_changes_in_a_second_are_few_rebuilds_and_the_last_wins(tmp_path: Path) -> None:

@@ -64,6 +64,18 @@ def test_asking_for_moves_moves_nothing_by_itself() -> None:
     assert freed(side(tiers("drain")), side(tiers("move")), tiers("move")) == set()
 
 
+def test_who_is_taken_out_is_translated_for_as_long_as_marks_lead_there() -> None:
+    before, after = router_of(isps_of(3) + LAN), router_of(isps_of(2) + LAN)
+    live, want = side(before), side(after)
+    parts = freeing.part(after, live, changes.between(live, want))
+    translated = {line for line in live.table("nat").rules if "10.0.3.1" in line}
+    assert translated
+    early, late = ({table.name: table for table in step.tables} for step in (parts.early, parts.late))
+    assert translated <= set(early["nat"].rules)
+    assert set(want.table("nat").rules) <= set(early["nat"].rules)
+    assert late["nat"].same_as(want.table("nat").with_policies(live.table("nat").policies()))
+
+
 def test_a_kernel_without_our_list_frees_nothing() -> None:
     router = router_of(isps_of(2) + LAN)
     assert freed(Side(4, (), (), ()), side(router, "I2"), router) == set()
