@@ -22,7 +22,7 @@ _THREADS_END_S = 5.0
 # How long generated tests look: little at every run, the same in CI each time, and long when asked to.
 settings.register_profile(
     "lsmpy",
-    max_examples=1000 if os.environ.get("LSMPY_LONG") == "1" else 25,
+    max_examples=200 if os.environ.get("LSMPY_LONG") == "1" else 25,
     deadline=None,  # a busy machine is no mistake
     derandomize=_IN_CI,
     suppress_health_check=[HealthCheck.too_slow],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lsmpy import beside, changes, netfilter
 from lsmpy.netfilter import BUILTIN, IN, MARK, OUT, PREFIX, Chain, Table
 from tests.property.routers import Scene, scenes, statuses
+
+pytestmark = pytest.mark.long
 
 Encounter = tuple[Table, Table]
 OTHERS = ("DOCKER", "ufw-before-forward", "FWD_public", "f2b-sshd", "MARK", "LSMPY", "my-LSMPY-chain")

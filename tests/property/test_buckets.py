@@ -7,6 +7,7 @@ from collections import Counter
 from functools import cache
 from ipaddress import ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from lsmpy import buckets, tree
 from lsmpy.buckets import BUCKETS, WIDTH
 from lsmpy.netfilter import Chain
 from lsmpy.tree import Block
+
+pytestmark = pytest.mark.long
 
 some_weights = st.lists(st.integers(1, 100), min_size=1, max_size=64).map(tuple)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import string
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lsmpy import ConfigError, netfilter
 from lsmpy.netfilter import BUILTIN, Chain, Table
 from tests.property.routers import Scene, scenes
+
+pytestmark = pytest.mark.long
 
 words = st.text(string.ascii_letters + string.digits + "-_./:!,=+\"'#*[]", min_size=1, max_size=12)
 own_names = st.text(string.ascii_letters + string.digits + "-_", min_size=1, max_size=28)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from ipaddress import ip_address, ip_network
 
+import pytest
 from hypothesis import event, given, settings
 
 from lsmpy import plan, state
@@ -13,6 +14,8 @@ from tests.conftest import isps_of, router_of
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, route
 from tests.property.routers import Scene, client, networks, scenes
 from tests.property.test_promises import chosen, dice, of_mark, ways
+
+pytestmark = pytest.mark.long
 
 SERVICES = [("udp", 53), ("tcp", 443), ("tcp", 5070), ("udp", 7777), ("tcp", 8010), ("tcp", 9000), ("icmp", 0)]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import msgspec
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,8 @@ from lsmpy.plan import Side
 from lsmpy.routing import LOCAL_DEFAULT, Link
 from tests.property.evaluator import UNREACHABLE, Connection, Netfilter, Packet, State, route
 from tests.property.routers import CHOICES, SOMEWHERE, Scene, client, outside, scenes, sides, statuses
+
+pytestmark = pytest.mark.long
 
 dice = st.randoms(use_true_random=False)
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lsmpy import shares
+
+pytestmark = pytest.mark.long
 
 
 @st.composite

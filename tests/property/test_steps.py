@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from lsmpy.netfilter import Chain, Table
 from lsmpy.plan import Side
 from lsmpy.routing import LOCAL_DEFAULT, Route, Rule
 from tests.property.routers import CHOICES, Scene, scenes, statuses
+
+pytestmark = pytest.mark.long
 
 routes = st.builds(
     Route,
