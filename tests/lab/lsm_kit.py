@@ -146,7 +146,8 @@ class Beside:
         """Start one of them; scripts know by TERM whose they are."""
         ours = [PROBE, "-c", str(self.path), "--state-dir", str(self.states)]
         argv = ["lsm", "-f", "-c", str(self.path)] if who == LSM else ours
-        inside = ["ip", "netns", "exec", self.spaces["r"], *argv, *words]
+        as_init = ["env", "--default-signal"]  # whatever those who started the tests ignore
+        inside = ["ip", "netns", "exec", self.spaces["r"], *as_init, *argv, *words]
         with (self.place / f"log.{who}").open("ab") as log:
             told = {**os.environ, "TERM": who, "LANG": "C.UTF-8", **environment}
             self.running[who] = subprocess.Popen(inside, stdout=log, stderr=log, env=told, cwd=self.place)
