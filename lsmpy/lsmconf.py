@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from msgspec import Struct
 
-from lsmpy import ConfigError, LsmpyError
+from lsmpy import ConfigError
 from lsmpy.lsmmodel import Connection, Group, Settings, address, number
 from lsmpy.mistakes import shown
 
@@ -33,10 +33,6 @@ _MOST_DEBUG = 8
 
 Read = Callable[[str], str]
 Match = Callable[[str], Sequence[str] | None]
-
-
-class NoTargetsError(LsmpyError):
-    """There is nothing to probe, which LSM ends with status 1 for."""
 
 
 _KEYS = tuple(each for each in Connection.__struct_fields__ if each != "line")
@@ -68,8 +64,7 @@ def load(path: Path, data: bytes | None = None) -> Settings:
     """Read and check the configuration in `path`, and what it includes; `data` if that has been read already.
 
     Raises:
-        ConfigError: with every mistake at once.
-        NoTargetsError: it has no connection.
+        ConfigError: with every mistake at once, or because it has no connection.
     """
     try:
         text = _read(str(path)) if data is None else _text(data)
@@ -88,8 +83,7 @@ def parse(text: str, source: str, read: Read, match: Match) -> Settings:
         match: the files that an `include` means, in order; None if there is no such directory.
 
     Raises:
-        ConfigError: with every mistake at once.
-        NoTargetsError: it has no connection.
+        ConfigError: with every mistake at once, or because it has no connection.
     """
     reader = _Reader(flavour(Path(source)), read, match)
     reader.take(text, source)
@@ -149,7 +143,7 @@ class _Reader:
         """What was taken.
 
         Raises:
-            ConfigError, NoTargetsError: as for `parse`.
+            ConfigError: as for `parse`.
         """
         connections = [self._connection(each) for each in self._blocks if each.kind == "connection"]
         groups = [self._group(each, connections) for each in self._blocks if each.kind == "group"]
@@ -157,7 +151,7 @@ class _Reader:
         if self._mistakes:
             raise ConfigError("\n".join(text for *_, text in sorted(self._mistakes)))
         if not connections:
-            raise NoTargetsError(f"{source}: no targets found in config file: there is no connection {{ … }} in it")
+            raise ConfigError(f"{source}: no targets found in config file: there is no connection {{ … }} in it")
         return Settings(self._flavour, self._debug, tuple(connections), tuple(groups), tuple(self._warnings))
 
     def _wrong(self, place: str, key: str, text: str) -> None:

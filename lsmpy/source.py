@@ -55,7 +55,6 @@ def load(path: Path, data: bytes | None = None) -> Source:
 
     Raises:
         ConfigError: with every mistake at once.
-        NoTargetsError: an lsm.conf has no connection.
     """
     data = read(path) if data is None else data
     if lsmconf.is_lsm(path, data):
