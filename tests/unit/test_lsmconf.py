@@ -540,6 +540,19 @@ def test_a_group_of_which_each_must_be_up_has_a_quorum_of_all() -> None:
     assert (isp.name, isp.quorum) == ("g", 2)
 
 
+def test_an_import_says_what_a_group_has_and_its_isp_has_not() -> None:
+    text = "".join(
+        f"connection {{\n name=c{n}\n checkip=192.0.2.{n}\n device=eth1\n interval_ms={n}000\n ttl={n - 1}\n}}\n"
+        for n in (1, 2)
+    )
+    own = " notifyscript=/n\n warn_email=boss@example\n queue=router\n"
+    said = imported(parse(f"{text}group {{\n name=g\n{own} member-connection=c1\n member-connection=c2\n}}\n"))
+    assert "probe = {" not in said  # c1 has LSM's own
+    assert "# lsm.conf:15: g: queue=router, warn_email=boss@example, notifyscript=/n\n" in said
+    assert "# lsm.conf:8: c2: interval_ms=2000; the ISP has what c1 has\n" in said
+    assert said.count("the ISP has what") == 1
+
+
 def test_what_cannot_be_an_isp_s_is_told(tmp_path: Path) -> None:
     text = ONE + "connection {\n name=very long name of an ISP\n device=eth1\n max_packet_loss=200\n check_arp=1\n}\n"
     said = imported(parse(text))
