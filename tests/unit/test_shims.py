@@ -16,8 +16,8 @@ from lsmpy import state
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 UNITS = sorted((SCRIPTS / "systemd").glob("*.service"))
-UNCONFINED = SCRIPTS / "systemd/lsmpy-lsm.service"  # whose scripts may do anything
-CONFINED = [path for path in UNITS if path != UNCONFINED]
+UNCONFINED = {"lsmpy-lsm", "lsmpy-foolsm"}  # whose scripts may do anything
+CONFINED = [path for path in UNITS if path.stem not in UNCONFINED]
 CAPABILITIES = {
     "lsmpy-probe": {"CAP_NET_RAW"},
     "lsmpy-probe-rootless": {"CAP_NET_RAW"},
@@ -244,7 +244,7 @@ def entry_points() -> set[str]:
 
 
 def test_there_is_a_unit_for_each_daemon() -> None:
-    assert {path.stem for path in UNITS} == {*CAPABILITIES, UNCONFINED.stem}
+    assert {path.stem for path in UNITS} == {*CAPABILITIES, *UNCONFINED}
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
@@ -306,12 +306,21 @@ def test_the_units_of_the_prober_differ_only_in_who_it_is_and_where_it_writes() 
     assert rootless["Conflicts"] == "lsmpy-probe.service"
 
 
-@pytest.mark.parametrize("name", ["lsmpy-lsm", "lsmpy-probe", "lsmpy-probe-rootless"])
+def test_the_units_in_lsm_s_place_differ_only_in_what_they_read_and_where_it_writes() -> None:
+    lsm, foolsm = (settings(SCRIPTS / f"systemd/lsmpy-{name}.service") for name in ("lsm", "foolsm"))
+    lsm["ExecStart"] = lsm["ExecStart"].replace("/etc/lsm/lsm.conf", "/etc/foolsm/foolsm.conf")
+    lsm["StateDirectory"] = lsm["StateDirectory"].replace("lsm", "foolsm")
+    lsm["Conflicts"] += " lsmpy-lsm.service"  # one of them is enough for both, and none conflicts with itself
+    lsm["Description"] = lsm["Description"].replace("lsm.conf", "foolsm.conf")
+    assert lsm == foolsm
+
+
+@pytest.mark.parametrize("name", ["lsmpy-lsm", "lsmpy-foolsm", "lsmpy-probe", "lsmpy-probe-rootless"])
 def test_the_end_of_a_prober_is_not_that_of_a_script(name: str) -> None:
     assert unit(SCRIPTS / f"systemd/{name}.service")["Service"]["KillMode"] == "process"
 
 
-@pytest.mark.parametrize("name", ["lsmpy-lsm", "lsmpy-probe", "lsmpy-probe-rootless"])
+@pytest.mark.parametrize("name", ["lsmpy-lsm", "lsmpy-foolsm", "lsmpy-probe", "lsmpy-probe-rootless"])
 def test_a_prober_is_not_given_up_for_what_may_end_by_itself(name: str) -> None:
     sections = unit(SCRIPTS / f"systemd/{name}.service")
     assert sections["Unit"]["StartLimitIntervalSec"] == "0"
