@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,8 +57,8 @@ def is_lsm(path: Path, data: bytes | None) -> bool:
 
 
 def flavour(path: Path) -> str:
-    """`foolsm` or `lsm`, by the configuration's path."""
-    return "foolsm" if "foolsm" in str(path) else "lsm"
+    """`foolsm` or `lsm`: the name by which `scripts/lsm` was called, or else by the configuration's path."""
+    return "foolsm" if "foolsm" in os.environ.get("LSMPY_LSM", str(path)) else "lsm"
 
 
 def load(path: Path, data: bytes | None = None) -> Settings:
