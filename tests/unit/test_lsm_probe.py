@@ -179,6 +179,19 @@ def test_late_answers_are_counted_as_late(house: House) -> None:
     assert counters.reply_late == 0
 
 
+def test_late_answers_of_another_target_are_counted_from_its_own_first(house: House) -> None:
+    limits = LIMITS.replace("lost=3", "lost=100")
+    house.world.answer = lambda *_: 30 * MS
+    house.start(limits + C1, 2.5)
+    assert house.daemon._herald._counted("c1").reply_late > 90
+    house.world.answer = lambda *_: MS
+    house.reload(limits + C1.replace("203.0.113.1", "203.0.113.2"))
+    house.run(0.4)
+    counters = house.daemon._herald._counted("c1")
+    assert (counters.reply_late, counters.timeout) == (0, 0)
+    assert counters.replied == house.daemon._probers[0].targets[0].link.samples
+
+
 def test_nobody_waits_for_the_first_probe_because_of_others_intervals(house: House) -> None:
     """LSM sends them all at once."""
     text = LIMITS.replace("interval_ms=10", "interval_ms=100000000")
