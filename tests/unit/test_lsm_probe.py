@@ -237,6 +237,20 @@ def test_a_link_that_loses_its_carrier_is_down_at_once_and_forgets_the_outage(ho
     assert house.told() == [("c1", "down", "up")]
 
 
+def test_what_is_down_at_once_has_lost_nothing_and_is_told_to_be_still_down(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LSM counts probes that cannot be sent as lost."""
+    house.start(LIMITS + C1)
+    house.caller.calls.clear()
+    house.world.say(house.wires("wan1"))
+    with caplog.at_level(logging.INFO):
+        house.run(3.3)
+    (call,) = house.caller.calls
+    assert (call.argv[1], call.argv[8], call.argv[12]) == ("down", "0", "0")  # timeout, cons_miss
+    assert caplog.messages.count("link c1 still down") == 3  # once in 100 that were due
+
+
 def test_a_connection_is_judged_by_itself_though_others_have_its_target(house: House) -> None:
     house.start(LIMITS + C1 + C2.replace("203.0.113.2", "203.0.113.1"))
     house.told()
