@@ -229,7 +229,8 @@ class Daemon:
         try:
             self._load()
         except LsmpyError as error:
-            log.error("the configuration was not read again and the old one is kept: %s", error)
+            in_lsm_s_words = "reload config failed: " if self._source.lsm else ""
+            log.error("%sthe configuration was not read again and the old one is kept: %s", in_lsm_s_words, error)
         else:
             log.info("the configuration was read again")
 

@@ -399,7 +399,7 @@ def test_a_bad_reload_changes_nothing(house: House, caplog: pytest.LogCaptureFix
     house.start(LIMITS + C1)
     house.told()
     house.reload(LIMITS + C1.replace("device", "devise"))
-    assert "the old one is kept" in caplog.text
+    assert "reload config failed: the configuration was not read again and the old one is kept: " in caplog.text
     assert "lsm.conf:15: connection.devise: unrecognised connection config option; did you mean device?" in caplog.text
     house.dead = {"203.0.113.1"}
     house.run(1)
