@@ -247,6 +247,9 @@ def test_every_kind_of_event_is_told_in_lsm_s_words(make: Callable[[], Beside]) 
         is_group = key[1] in ("one of", "all-of", "none-of", "empty")
         if is_group:
             assert mine.words[5:13] == other.words[5:13] == ("0",) * 8
+    for name in {each.name for each in pair.told(OURS)}:
+        in_order = [[kind(each) for each in pair.begun(who) if each.name == name] for who in BOTH]
+        assert in_order[0] == in_order[1], (name, str(pair))
     for told in (ours, theirs):  # when a long outage is told, it is told since when
         began = told["eventscript", "c1", "up", "down"].words[15]
         assert told["long_down_eventscript", "c1", "down", "long_down"].words[15] == began
