@@ -7,6 +7,7 @@ import logging
 import selectors
 from collections.abc import Collection, Sequence
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,14 @@ def test_quick_starts_and_bursts(house: House) -> None:
     assert house.daemon._probers[0].targets[0].counter == 6  # one more than it says, as with LSM
     house.run(1)
     assert house.daemon._probers[0].targets[0].counter == 7
+
+
+def test_a_burst_has_200_ms_between_its_probes_unless_it_says_otherwise(house: House) -> None:
+    """LSM takes 20 s, and then it is none."""
+    limits = LIMITS.replace("interval_ms=10", "interval_ms=1000").replace("timeout_ms=20", "timeout_ms=1000")
+    house.start(limits + C1.replace("}", " startup_burst_pkts=3\n}"), 2)
+    left = [left_ns for left_ns, _ in house.world.ports[0].truth.values()]
+    assert [round((later - earlier) / MS, -1) for earlier, later in pairwise(left)] == [200, 200, 200, 1000]
 
 
 def test_a_quick_start_is_none_after_a_loss(house: House) -> None:
