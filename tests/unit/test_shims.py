@@ -225,6 +225,16 @@ def test_our_mail_has_the_address_and_the_subject_of_lsm_s(tmp_path: Path, call:
     assert ("2 of the last 100 probes, 3 of them in a row" in said) == (call is CALL)
 
 
+def test_our_mail_goes_by_sendmail_where_there_is_no_mail(tmp_path: Path, bare: str) -> None:
+    program(Path(bare, "sendmail"), f'printf "%s|" "$@" >{tmp_path}/asked; exec {shutil.which("cat")} >{tmp_path}/text')
+    program(Path(bare, "date"), "echo then")
+    assert run(SCRIPTS / "lsm_notify", *CALL, PATH=bare).returncode == 0
+    assert (tmp_path / "asked").read_text() == "-t|"
+    head, _, text = (tmp_path / "text").read_text().partition("\n\n")
+    assert head.splitlines() == ["To: root@example", "Subject: LSM: c1 down, IP 192.0.2.1"]
+    assert text.startswith("c1 has changed from up to down at then.\n\ncheckip     192.0.2.1 by eth2, from 192.0.2.9\n")
+
+
 def test_our_mail_is_for_nobody_without_an_address(tmp_path: Path) -> None:
     program(tmp_path / "mail", f"touch {tmp_path}/asked")
     assert run(SCRIPTS / "lsm_notify", *CALL[:4], "", *CALL[5:], PATH=f"{tmp_path}:/bin").returncode == 0
