@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,13 +55,15 @@ def is_lsm(path: Path, data: bytes | None) -> bool:
     return not any(line.lstrip().startswith(b"[") for line in data.splitlines())
 
 
-def flavour(path: Path) -> str:
-    """`foolsm` or `lsm`: the name by which `scripts/lsm` was called, or else by the configuration's path."""
-    return "foolsm" if "foolsm" in os.environ.get("LSMPY_LSM", str(path)) else "lsm"
+def flavour(name: str) -> str:
+    """`foolsm` or `lsm`, by the name of a program or the path of a configuration."""
+    return "foolsm" if "foolsm" in name else "lsm"
 
 
-def load(path: Path, data: bytes | None = None) -> Settings:
+def load(path: Path, data: bytes | None = None, called: str = "") -> Settings:
     """Read and check the configuration in `path`, and what it includes; `data` if that has been read already.
+
+    `called` is as for `parse`.
 
     Raises:
         ConfigError: with every mistake at once, or because it has no connection.
@@ -71,22 +72,23 @@ def load(path: Path, data: bytes | None = None) -> Settings:
         text = _read(str(path)) if data is None else _text(data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}. Nothing was changed.") from error
-    return parse(text, str(path), _read, _match)
+    return parse(text, str(path), _read, _match, called)
 
 
-def parse(text: str, source: str, read: Read, match: Match) -> Settings:
+def parse(text: str, source: str, read: Read, match: Match, called: str = "") -> Settings:
     """Turn the text of an lsm.conf into `Settings`.
 
     Args:
         text: the file's content.
-        source: what messages call the file, by whose name it is known whether it is a foolsm.conf.
+        source: what messages call the file.
         read: gives the content of a file that is included; raises OSError.
         match: the files that an `include` means, in order; None if there is no such directory.
+        called: the name of the program that it is for; if left out, it is known by `source` whether that is foolsm.
 
     Raises:
         ConfigError: with every mistake at once, or because it has no connection.
     """
-    reader = _Reader(flavour(Path(source)), read, match)
+    reader = _Reader(flavour(called or source), read, match)
     reader.take(text, source)
     return reader.settings(source)
 

@@ -36,7 +36,7 @@ from lsmpy.blame import Blame
 from lsmpy.herald import Herald
 from lsmpy.neighbours import HEAD_START_NS
 from lsmpy.prober import Prober, clock_ns
-from lsmpy.source import Source, load, read
+from lsmpy.source import Source, flavour, load, read
 from lsmpy.target import Target
 from lsmpy.writer import Writer
 
@@ -347,7 +347,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> None:
     data = read(options.config)
-    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
+    ident = flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
     background.log_to(ident)
     with background.signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir, data)) as daemon:
         pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)

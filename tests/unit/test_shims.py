@@ -168,13 +168,13 @@ def test_lsm_s_shim_goes_by_its_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lsm", "foolsm"])
 def test_lsm_s_shim_is_whom_it_is_called_whatever_its_configuration_is_called(tmp_path: Path, name: str) -> None:
-    asked = "import pathlib, sys; from lsmpy import lsmconf; print(lsmconf.flavour(pathlib.Path(sys.argv[-1])))"
+    asked = "import pathlib, sys; from lsmpy import source"
+    asked += "; print(source.load(pathlib.Path(sys.argv[-1])).settings.flavour)"
     program(tmp_path / "bin/lsmpy-probe", f"exec {sys.executable} -c '{asked}' \"$@\"")
-    link = tmp_path / name
+    link, conf = tmp_path / name, tmp_path / {"lsm": "foolsm.conf", "foolsm": "links.conf"}[name]
     link.symlink_to(SCRIPTS / "lsm")
-    path = f"{tmp_path}/bin:{os.environ['PATH']}"
-    other = {"lsm": "/etc/foolsm/foolsm.conf", "foolsm": "/etc/links.conf"}[name]
-    assert run(link, "-c", other, PATH=path).stdout == f"{name}\n"
+    conf.write_text("connection {\n}\n")
+    assert run(link, "-c", conf, PATH=f"{tmp_path}/bin:{os.environ['PATH']}").stdout == f"{name}\n"
 
 
 def test_lsm_s_shim_takes_the_program_of_its_checkout_or_says_so(tmp_path: Path, bare: str) -> None:
