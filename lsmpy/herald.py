@@ -190,7 +190,7 @@ class Count:
             source=self._source or _no_address(target.check),
             min_rtt=shortest_ns // 1000,
             max_rtt=longest_ns // 1000,
-            probes=target.counter,
+            probes=target.counter + target.unsent,
         )
 
 
