@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,13 @@ def start_foreign(
     log.debug("run: %s", " ".join(argv))
     how = {} if isinstance(output, int) else {"_out_bufsize": _PIECE}
     told = {"_in": "", "_out": output, "_err_to_out": True, "_env": dict(environment), "_new_session": True}
-    return _start(argv, timeout_s, **told, **how)
+    return _start(argv, timeout_s, _preexec_fn=_heed_signals, **told, **how)
+
+
+def _heed_signals() -> None:
+    """In a child: what sh and Python ignore would stay ignored in all that it starts, and a shell could not trap it."""
+    for each in (signal.SIGHUP, signal.SIGXFSZ):
+        signal.signal(each, signal.SIG_DFL)
 
 
 def _start(argv: Sequence[str], timeout_s: float | None, **options: Any) -> Running:

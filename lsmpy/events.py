@@ -21,7 +21,7 @@ class Counters(Struct, frozen=True):
         replied, waiting, timeout, reply_late: answered ever, never, not in time, and after that time.
         cons_rcvd, cons_wait, cons_miss: in a row up to the newest: answered in time, not answered, not in time.
         source: from where.
-        probes: ever sent.
+        probes: ever sent, or due when they could not be.
     """
 
     replied: int = 0

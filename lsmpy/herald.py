@@ -74,8 +74,10 @@ class Herald:
     def follow(self, probers: Sequence[Prober]) -> None:
         """These are the probers from now on."""
         self._probers = {each.isp.name: each for each in probers}
-        self._counts = {name: self._counts.get(name, Count()) for name in self._probers}
+        old, self._counts = self._counts, {}
         for name, prober in self._probers.items():
+            target, count = prober.targets[0], old.get(name)
+            self._counts[name] = count if count and count.target is target else Count(target)
             self._ledger.adopt(name, State(prober.status, Moment(prober.since_s, _now().age)))
 
     def say(self, prober: Prober) -> None:
@@ -104,7 +106,7 @@ class Herald:
             log.info("%s", line)
 
     def _counted(self, name: str) -> Counters:
-        return self._counts[name].counters(self._probers[name].targets[0])
+        return self._counts[name].counters()
 
     def _do(self, outcome: Outcome) -> None:
         for line in outcome.lines:
@@ -156,14 +158,16 @@ def _now() -> Moment:
 
 
 class Count:
-    """Counts of one connection what a window of losses does not tell: answers that came too late."""
+    """Counts of one connection's `target` what a window of losses does not tell: answers that came too late."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self._late: deque[tuple[int, int]] = deque([(0, 0)])  # at which probe there had been how many
         self._source = ""
 
-    def counters(self, target: Target) -> Counters:
+    def counters(self) -> Counters:
         """What LSM would count of it now."""
+        target = self.target
         link, waiting = target.link, target.flight.unanswered()
         settled = target.counter - waiting
         if target.flight.late != self._late[-1][1]:
@@ -186,7 +190,7 @@ class Count:
             source=self._source or _no_address(target.check),
             min_rtt=shortest_ns // 1000,
             max_rtt=longest_ns // 1000,
-            probes=target.counter,
+            probes=target.counter + target.unsent,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from msgspec import Struct
 
-from lsmpy import ConfigError, LsmpyError
+from lsmpy import ConfigError
 from lsmpy.lsmmodel import Connection, Group, Settings, address, number
 from lsmpy.mistakes import shown
 
@@ -35,10 +35,6 @@ Read = Callable[[str], str]
 Match = Callable[[str], Sequence[str] | None]
 
 
-class NoTargetsError(LsmpyError):
-    """There is nothing to probe, which LSM ends with status 1 for."""
-
-
 _KEYS = tuple(each for each in Connection.__struct_fields__ if each != "line")
 # Where each package has the script that mails.
 _DEFAULT_SCRIPTS = {"lsm": "/usr/share/lsm/default_script", "foolsm": "/usr/lib/foolsm/default_script"}
@@ -59,39 +55,40 @@ def is_lsm(path: Path, data: bytes | None) -> bool:
     return not any(line.lstrip().startswith(b"[") for line in data.splitlines())
 
 
-def flavour(path: Path) -> str:
-    """`foolsm` or `lsm`, by the configuration's path."""
-    return "foolsm" if "foolsm" in str(path) else "lsm"
+def flavour(name: str) -> str:
+    """`foolsm` or `lsm`, by the name of a program or the path of a configuration."""
+    return "foolsm" if "foolsm" in name else "lsm"
 
 
-def load(path: Path, data: bytes | None = None) -> Settings:
+def load(path: Path, data: bytes | None = None, called: str = "") -> Settings:
     """Read and check the configuration in `path`, and what it includes; `data` if that has been read already.
 
+    `called` is as for `parse`.
+
     Raises:
-        ConfigError: with every mistake at once.
-        NoTargetsError: it has no connection.
+        ConfigError: with every mistake at once, or because it has no connection.
     """
     try:
         text = _read(str(path)) if data is None else _text(data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}. Nothing was changed.") from error
-    return parse(text, str(path), _read, _match)
+    return parse(text, str(path), _read, _match, called)
 
 
-def parse(text: str, source: str, read: Read, match: Match) -> Settings:
+def parse(text: str, source: str, read: Read, match: Match, called: str = "") -> Settings:
     """Turn the text of an lsm.conf into `Settings`.
 
     Args:
         text: the file's content.
-        source: what messages call the file, by whose name it is known whether it is a foolsm.conf.
+        source: what messages call the file.
         read: gives the content of a file that is included; raises OSError.
         match: the files that an `include` means, in order; None if there is no such directory.
+        called: the name of the program that it is for; if left out, it is known by `source` whether that is foolsm.
 
     Raises:
-        ConfigError: with every mistake at once.
-        NoTargetsError: it has no connection.
+        ConfigError: with every mistake at once, or because it has no connection.
     """
-    reader = _Reader(flavour(Path(source)), read, match)
+    reader = _Reader(flavour(called or source), read, match)
     reader.take(text, source)
     return reader.settings(source)
 
@@ -149,7 +146,7 @@ class _Reader:
         """What was taken.
 
         Raises:
-            ConfigError, NoTargetsError: as for `parse`.
+            ConfigError: as for `parse`.
         """
         connections = [self._connection(each) for each in self._blocks if each.kind == "connection"]
         groups = [self._group(each, connections) for each in self._blocks if each.kind == "group"]
@@ -157,7 +154,7 @@ class _Reader:
         if self._mistakes:
             raise ConfigError("\n".join(text for *_, text in sorted(self._mistakes)))
         if not connections:
-            raise NoTargetsError(f"{source}: no targets found in config file: there is no connection {{ … }} in it")
+            raise ConfigError(f"{source}: no targets found in config file: there is no connection {{ … }} in it")
         return Settings(self._flavour, self._debug, tuple(connections), tuple(groups), tuple(self._warnings))
 
     def _wrong(self, place: str, key: str, text: str) -> None:

@@ -26,15 +26,16 @@ _LEFT_OUT = (
 )
 _LONGEST = 20  # of a name
 _LOSSES = ("max_packet_loss", "min_packet_loss")
-_SILENT = Connection(notifyscript="")
+_SILENT, _SILENT_GROUP = Connection(notifyscript=""), Group()
 
 
 class _Isp(Struct):
-    """Connections by one interface that make one ISP."""
+    """Connections by one interface that make one ISP, and the group that they are, if they are one."""
 
     name: str
     members: Sequence[Connection]
     quorum: int
+    group: Group | None = None
 
 
 def toml(settings: Settings, source: str) -> str:
@@ -67,7 +68,7 @@ def _isps(settings: Settings) -> tuple[list[_Isp], list[str]]:
             left.append(f"{group.line}: group {group.name}: its members do not share one device, so it is no ISP")
             continue
         grouped |= {each.name for each in members}
-        made.append(_Isp(group.name, members, _quorum(group, members)))
+        made.append(_Isp(group.name, members, _quorum(group, members), group))
     for each in settings.connections:
         if each.name not in known and each.device:
             left.append(
@@ -113,8 +114,11 @@ def _table(isp: _Isp, name: str) -> Iterator[str]:
     if min(isp.quorum, len(checks)) > 1:
         yield f"quorum = {len(checks)}"
     yield from _thresholds(first)
+    if isp.group:
+        yield from _remarks(isp.group)
     for each in isp.members:
         yield from _remarks(each)
+        yield from _own_thresholds(each, first)
 
 
 def _thresholds(connection: Connection) -> Iterator[str]:
@@ -137,10 +141,19 @@ def _thresholds(connection: Connection) -> Iterator[str]:
         yield f"probe = {{ {', '.join(said.values())} }}"
 
 
-def _remarks(connection: Connection) -> Iterator[str]:
-    left = [key for key in _LEFT_OUT if getattr(connection, key) != getattr(_SILENT, key)]
+def _own_thresholds(connection: Connection, first: Connection) -> Iterator[str]:
+    """Tell of those that are not those of the `first` of its ISP, which has one of each."""
+    keys = [key for key in Probe.__struct_fields__ if getattr(connection, key, None) != getattr(first, key, None)]
+    if keys:
+        said = ", ".join(f"{key}={getattr(connection, key)}" for key in keys)
+        yield f"# {connection.line}: {connection.name}: {said}; the ISP has what {first.name} has"
+
+
+def _remarks(of: Connection | Group) -> Iterator[str]:
+    silent = _SILENT if isinstance(of, Connection) else _SILENT_GROUP
+    left = [key for key in _LEFT_OUT if getattr(of, key, None) != getattr(silent, key, None)]
     if left:
-        said = ", ".join(f"{key}={getattr(connection, key)}" for key in left)
-        yield f"# {connection.line}: {connection.name}: {said}".replace("\n", " ")
-    if connection.check_arp:
-        yield f"# check_arp=1 asks for {connection.checkip}; here for the gateway"
+        said = ", ".join(f"{key}={getattr(of, key)}" for key in left)
+        yield f"# {of.line}: {of.name}: {said}".replace("\n", " ")
+    if isinstance(of, Connection) and of.check_arp:
+        yield f"# check_arp=1 asks for {of.checkip}; here for the gateway"

@@ -36,7 +36,7 @@ from lsmpy.blame import Blame
 from lsmpy.herald import Herald
 from lsmpy.neighbours import HEAD_START_NS
 from lsmpy.prober import Prober, clock_ns
-from lsmpy.source import Source, load, read
+from lsmpy.source import Source, flavour, load, read
 from lsmpy.target import Target
 from lsmpy.writer import Writer
 
@@ -229,7 +229,8 @@ class Daemon:
         try:
             self._load()
         except LsmpyError as error:
-            log.error("the configuration was not read again and the old one is kept: %s", error)
+            in_lsm_s_words = "reload config failed: " if self._source.lsm else ""
+            log.error("%sthe configuration was not read again and the old one is kept: %s", in_lsm_s_words, error)
         else:
             log.info("the configuration was read again")
 
@@ -346,7 +347,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> None:
     data = read(options.config)
-    ident = lsmconf.flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
+    ident = flavour(options.config) if lsmconf.is_lsm(options.config, data) else None
     background.log_to(ident)
     with background.signals() as signals, contextlib.closing(Daemon(options.config, options.state_dir, data)) as daemon:
         pid_file, fork = (None, False) if options.no_fork else (options.pidfile, options.fork)

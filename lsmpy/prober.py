@@ -150,6 +150,8 @@ class Prober:
                 self._probe(target, target.path, now_ns)
             elif isinstance(target.path, Unrouted):
                 target.flight.sent(self._next(target), clock_ns())
+            else:
+                target.unsent += 1  # LSM counts these too
         deadline_ns = target.flight.deadline_ns()
         target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
         return target.next_ns

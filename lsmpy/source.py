@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from msgspec import Struct
@@ -50,16 +51,20 @@ def read(path: Path) -> bytes | None:
     return None
 
 
+def flavour(path: Path) -> str:
+    """`foolsm` or `lsm`: the name by which `scripts/lsm` was called, or else by the configuration's path."""
+    return lsmconf.flavour(os.environ.get("LSMPY_LSM", str(path)))
+
+
 def load(path: Path, data: bytes | None = None) -> Source:
     """Read the configuration at `path`, of either kind; `data` if that has been read already.
 
     Raises:
         ConfigError: with every mistake at once.
-        NoTargetsError: an lsm.conf has no connection.
     """
     data = read(path) if data is None else data
     if lsmconf.is_lsm(path, data):
-        return _of_lsm(lsmconf.load(path, data))
+        return _of_lsm(lsmconf.load(path, data, flavour(path)))
     return _of_router(config.load(path, True, data))
 
 

@@ -22,6 +22,7 @@ class Target:
         times: their last round trip times.
         path: how it is reached now, or why it is not; `hop` is whom its frames go to, if he must be asked for.
         ends: who answers it, and to whom.
+        counter, unsent: how many probes were sent, and for how many there was no path to send them by.
         next_ns: when there is something to do for it.
         silent_ns: when the first of the last probes that were all lost was given up.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
@@ -43,6 +44,7 @@ class Target:
     request: wire.Echo | None = None
     calls: dict[int, dial.Call] = field(default_factory=dict)
     counter: int = 0
+    unsent: int = 0
     due_ns: int = 0
     next_ns: int = 0
     silent_ns: int = 0

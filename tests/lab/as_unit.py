@@ -127,7 +127,7 @@ def _is_closed(path: Path) -> bool:
 def restrict(families: set[str]) -> None:
     """RestrictAddressFamilies: sockets of other families are refused as if the kernel knew none (seccomp(2))."""
     if platform.machine() not in _SOCKET:
-        return
+        sys.exit(f"as_unit.py: the number of socket(2) on {platform.machine()} is not known; put it into _SOCKET")
     numbers = [int(getattr(socket, name)) for name in sorted(families)]
     program = [(_LOAD, 0, 0, 0), (_IF_EQUAL, 0, len(numbers) + 2, _SOCKET[platform.machine()]), (_LOAD, 0, 0, 16)]
     program += [(_IF_EQUAL, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]

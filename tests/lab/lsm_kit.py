@@ -34,7 +34,7 @@ QUICK: Values = {
     "min_packet_loss": 99,
 }
 _RECORD = """#!/bin/sh
-line=$0
+line="$$|$0"
 for word in "$@"; do line="$line|$word"; done
 printf '%s\\n' "$line" >>"{place}/told.$TERM"
 """
@@ -42,8 +42,9 @@ numbers = itertools.count()
 
 
 class Told(Struct, frozen=True):
-    """One call of a script: the script's name, and its arguments from the first."""
+    """One call of a script: its process, the script's name, and its arguments from the first."""
 
+    process: int
     script: str
     words: tuple[str, ...]
 
@@ -146,7 +147,8 @@ class Beside:
         """Start one of them; scripts know by TERM whose they are."""
         ours = [PROBE, "-c", str(self.path), "--state-dir", str(self.states)]
         argv = ["lsm", "-f", "-c", str(self.path)] if who == LSM else ours
-        inside = ["ip", "netns", "exec", self.spaces["r"], *argv, *words]
+        as_init = ["env", "--default-signal"]  # whatever those who started the tests ignore
+        inside = ["ip", "netns", "exec", self.spaces["r"], *as_init, *argv, *words]
         with (self.place / f"log.{who}").open("ab") as log:
             told = {**os.environ, "TERM": who, "LANG": "C.UTF-8", **environment}
             self.running[who] = subprocess.Popen(inside, stdout=log, stderr=log, env=told, cwd=self.place)
@@ -170,8 +172,14 @@ class Beside:
         """How the scripts, or this one, were called until now."""
         path = self.place / f"told.{who}"
         lines = path.read_text().splitlines() if path.exists() else []
-        calls = [Told(Path(line.split("|")[0]).name, tuple(line.split("|")[1:])) for line in lines]
+        split = [line.split("|") for line in lines]
+        calls = [Told(int(process), Path(called).name, tuple(words)) for process, called, *words in split]
         return [each for each in calls if script in ("", each.script)]
+
+    def begun(self, who: str) -> list[Told]:
+        """All calls in the order in which they began; LSM's run at the same time, and the last may write first."""
+        first, most = self.running[who].pid, int(Path("/proc/sys/kernel/pid_max").read_text())
+        return sorted(self.told(who), key=lambda told: (told.process - first) % most)
 
     def until(self, count: int, script: str) -> None:
         """Wait until the script was called so often by each."""

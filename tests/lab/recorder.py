@@ -1,6 +1,7 @@
-"""Records what a prober sends, at the far end of its link: `recorder.py INTERFACE`.
+"""Records what a prober sends, at the far end of its link: `recorder.py INTERFACE [targets]`.
 
-Prints `ready`; on SIGTERM a JSON object on one line: of each kind of probe, when the kernel received them.
+Prints `ready`; on SIGTERM a JSON object on one line: of each kind of probe, or each target of IPv4, when the kernel
+received them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> None:
     """See the file's beginning."""
     times: dict[str, list[float]] = {}
     ended: list[int] = []
+    by_target = sys.argv[2:] == ["targets"]
     listener = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
     listener.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
     listener.bind((sys.argv[1], _ETH_P_ALL))
@@ -48,7 +50,8 @@ def main() -> None:
             continue
         if address[2] != _PACKET_OUTGOING and (found := kind(address[1], packet.ljust(64, b"\0"))):
             seconds, nanoseconds = struct.unpack_from("=qq", ancillary[0][2])
-            times.setdefault(found, []).append(seconds + nanoseconds / 1e9)
+            whose = socket.inet_ntoa(packet[16:20]) if by_target else found
+            times.setdefault(whose, []).append(seconds + nanoseconds / 1e9)
     print(json.dumps(times), flush=True)
 
 

@@ -247,7 +247,28 @@ def test_every_kind_of_event_is_told_in_lsm_s_words(make: Callable[[], Beside]) 
         is_group = key[1] in ("one of", "all-of", "none-of", "empty")
         if is_group:
             assert mine.words[5:13] == other.words[5:13] == ("0",) * 8
+    for name in {each.name for each in pair.told(OURS)}:
+        in_order = [[kind(each) for each in pair.begun(who) if each.name == name] for who in BOTH]
+        assert in_order[0] == in_order[1], (name, str(pair))
     for told in (ours, theirs):  # when a long outage is told, it is told since when
         began = told["eventscript", "c1", "up", "down"].words[15]
         assert told["long_down_eventscript", "c1", "down", "long_down"].words[15] == began
     assert {each.words[13] for each in pair.told(OURS) if each.name == "six"} == {"2001:db8:1::1"}
+
+
+def test_scripts_heed_the_signals_that_lsm_s_heed(make: Callable[[], Beside]) -> None:
+    pair = make()
+    script = pair.place / "event"
+    script.write_text(f"#!/bin/sh\ngrep -E 'Sig(Ign|Blk)' /proc/self/status >>{pair.place}/signals.$TERM\n")
+    script.chmod(0o755)
+    link: Values = {"name": "c", "checkip": NEIGHBOUR, "device": "wan"}
+    pair.path.write_text(configuration(QUICK | {"eventscript": str(script), "notifyscript": ""}, ("connection", link)))
+    pair.start_both()
+
+    def signals(who: str) -> list[int]:
+        path = pair.place / f"signals.{who}"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [int(line.split()[1], 16) & 0x7FFFFFFF for line in lines]  # above them are the C library's own
+
+    pair.wait(lambda who: len(signals(who)) == 2, "an event")
+    assert signals(OURS) == signals(LSM) == [0, 0]

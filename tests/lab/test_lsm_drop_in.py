@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from lsmpy import command, state
+from tests.lab import recorder
 from tests.lab.lsm_kit import BOTH, LSM, NEIGHBOUR, OURS, OUTSIDE, QUICK, Beside, Values, configuration, silence_lsm
 from tests.lab.probe_kit import wait_until
 
@@ -118,18 +122,29 @@ def test_two_hundred_connections_are_probed_once_a_second_and_every_one_on_time(
     once = {"interval_ms": 1000, "timeout_ms": 1000, "min_successive_pkts_rcvd": 2, "notifyscript": ""}
     pair.path.write_text(configuration(once | {"eventscript": pair.recorder("event")}, *links))
     counters = "".join(f"-A INPUT -p icmp -d {each} -j ACCEPT\n" for each in addresses)
-    restore = ("ip", "netns", "exec", pair.spaces["p"], "iptables-restore")
-    command.run(*restore, stdin=f"*filter\n{counters}COMMIT\n")
-    pair.start(OURS)
+    there = ("ip", "netns", "exec", pair.spaces["p"])
 
     def counts() -> list[int]:
         listing = pair.run("p", "iptables-save", "-c", "-t", "filter")
         return [int(count) for count in re.findall(r"^\[(\d+):\d+\] -A INPUT", listing, re.MULTILINE)]
 
-    wait_until(lambda: min(counts()) >= TURNS, f"{TURNS} probes of each")
-    now = counts()
+    command.run(*there, "iptables-restore", stdin=f"*filter\n{counters}COMMIT\n")
+    recording = (*there, sys.executable, recorder.__file__, "customer", "targets")
+    with subprocess.Popen(recording, stdout=subprocess.PIPE, text=True) as far_end:
+        assert far_end.stdout
+        assert far_end.stdout.readline() == "ready\n"
+        pair.start(OURS)
+        try:
+            wait_until(lambda: min(counts()) >= TURNS, f"{TURNS} probes of each")
+            now = counts()
+        finally:
+            far_end.terminate()
+        arrived = json.loads(far_end.stdout.readline())
     assert len(now) == MANY
     assert max(now) - min(now) <= 1, sorted(now)
+    gaps = {each: [later - earlier for earlier, later in pairwise(arrived[each])] for each in addresses}
+    assert all(len(each) >= TURNS - 1 for each in gaps.values())
+    assert {address: each for address, each in gaps.items() if not 0.5 < min(each) <= max(each) < 2} == {}
     wait_until(lambda: len(pair.told(OURS)) >= MANY, "all up")
     assert sorted(each.name for each in pair.told(OURS)) == sorted(addresses)
     assert {each.event for each in pair.told(OURS)} == {("unknown", "up")}

@@ -92,3 +92,39 @@ def test_the_article_s_scripts_work_behind_lsmpy_probe(tmp_path: Path) -> None:
         assert chosen() == {"ISP1", "ISP2"}
         assert not any("somebody wrote" in line or "ended with" in line for line in said), said
         daemon.stop()
+
+
+ARTICLE_S_EVENT = """#!/bin/bash
+state=${1}
+name=${2}
+
+echo "$state" > "/var/run/${name}_state"
+config_router.sh
+"""
+
+
+def test_the_article_s_event_script_works_unchanged_with_our_config_router_in_its_place(tmp_path: Path) -> None:
+    """All that is told where its files are is the program that is installed, and /var/run is the router's own."""
+    with rig(tmp_path, router_configuration()) as router:
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        (tools / "config_router.sh").symlink_to(ROOT / "scripts/config_router.sh")
+        installed = [f"STATE_DIRECTORY={router.kept}", sys.executable, "-m", "lsmpy.reconfig", "-c", str(router.config)]
+        program(tools / "lsmpy-reconfig", f'#!/bin/sh\nexec env {" ".join(installed)} "$@"\n')
+        conf = tmp_path / "lsm.conf"
+        conf.write_text(links(program(tmp_path / "event", ARTICLE_S_EVENT)))
+        daemon = [str(Path(sys.executable).with_name("lsmpy-probe")), "-c", str(conf)]
+        with_its_own = f'mount --bind {router.states} /var/run; PATH={tools}:$PATH exec "$@"'
+
+        def shared_by(*isps: str) -> None:
+            wait_until(lambda: {flow.isp for flow in router.send(4)} == set(isps), what=f"flows by {isps}")
+
+        said: list[str] = []
+        router.lab.start(ROUTER, ["unshare", "--mount", "sh", "-ec", with_its_own, "sh", *daemon], said.append)
+        shared_by("ISP1", "ISP2")
+        silence(router, "ISP2", True)
+        shared_by("ISP1")
+        assert (router.states / "ISP2_state").read_text() == "down\n"
+        silence(router, "ISP2", False)
+        shared_by("ISP1", "ISP2")
+        assert not any("somebody wrote" in line or "ended with" in line for line in said), said

@@ -103,16 +103,26 @@ def test_an_lsm_logs_to_syslog_and_to_the_terminal(
     assert "three" not in lines
 
 
-@pytest.mark.parametrize("text", ["", "connection {\n checkip=x\n}\n"])
-def test_an_lsm_conf_that_is_wrong_ends_as_lsm_ends(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read the configuration"),
+        ("", "no targets found in config file"),
+        ("-include /nowhere/*.conf\n", "no targets found in config file"),
+        ("connection {\n checkip=x\n}\n", "checkip"),
+    ],
+)
+def test_a_missing_empty_or_wrong_lsm_conf_ends_with_2(
+    tmp_path: Path, text: str | None, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """With any other status its unit would start it again every second. LSM says 1 of the first three."""
     monkeypatch.setattr(background, "log_to", lambda _: None)
     path = tmp_path / "lsm.conf"
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     pid = tmp_path / "pid"
-    assert probe.main(["--fork", "-p", str(pid), "-c", str(path)]) == (2 if text else 1)
-    assert ("checkip" if text else "no targets found in config file") in caplog.text
+    assert probe.main(["--fork", "-p", str(pid), "-c", str(path)]) == 2
+    assert said in caplog.text
     assert not pid.exists()
 
 
@@ -128,8 +138,9 @@ def test_a_configuration_from_a_pipe_is_read_once(
     assert f"/dev/fd/{reading}:2: connection.checkip: " in caplog.text
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("option", "said"), [("-v", "lsmpy-probe version "), ("-h", "usage: lsmpy-probe ")])
+def test_who_asks_for_help_or_the_version_has_it(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        probe.main(["-v"])
+        probe.main([option])
     assert caught.value.code == 0  # and not 2, as LSM's
-    assert capsys.readouterr().out.startswith("lsmpy-probe version ")
+    assert capsys.readouterr().out.startswith(said)

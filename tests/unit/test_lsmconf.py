@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from lsmpy import ConfigError, config, lsmconf, lsmmodel, moving
-from lsmpy.lsmconf import NoTargetsError
 from lsmpy.lsmmodel import Connection, Group, Settings
 from tests.unit.lsm_samples import NET_ISP_BALANCE, NETHSERVER, SHOREWALL, SHOREWALL_INCLUDED
 
@@ -297,9 +296,8 @@ def test_a_file_that_is_included_twice_has_each_of_its_connections_twice() -> No
 
 @pytest.mark.parametrize("text", ["", "# nothing\n\n", "defaults {\n ttl=1\n}\n"])
 def test_nothing_to_probe_is_told_as_lsm_tells_it(text: str) -> None:
-    with pytest.raises(NoTargetsError, match="no targets found in config file") as caught:
+    with pytest.raises(ConfigError, match="no targets found in config file"):
         parse(text)
-    assert caught.value.exit_status == 1
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -326,7 +324,7 @@ def test_whatever_it_holds_it_is_read_or_refused(text: str) -> None:
     said = "lsm.conf: no targets"
     try:
         parse(text)
-    except (ConfigError, NoTargetsError) as error:
+    except ConfigError as error:
         said = str(error)
     assert all(re.match(r"lsm\.conf:(\d+: .+: .+| no targets)", line) for line in said.splitlines())
 
@@ -336,7 +334,7 @@ def test_whatever_it_holds_it_is_read_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("path", DEBIAN)
 def test_debian_s_have_nothing_to_probe_as_they_are(path: Path) -> None:
-    with pytest.raises(NoTargetsError):
+    with pytest.raises(ConfigError):
         lsmconf.load(path)
 
 
@@ -540,6 +538,19 @@ def test_a_group_of_which_each_must_be_up_has_a_quorum_of_all() -> None:
     text += "group {\n name=g\n logic=1\n member-connection=c1\n member-connection=c2\n}\n"
     (isp,) = config.parse(imported(parse(text)).encode(), "lsmpy.toml", {}).isps
     assert (isp.name, isp.quorum) == ("g", 2)
+
+
+def test_an_import_says_what_a_group_has_and_its_isp_has_not() -> None:
+    text = "".join(
+        f"connection {{\n name=c{n}\n checkip=192.0.2.{n}\n device=eth1\n interval_ms={n}000\n ttl={n - 1}\n}}\n"
+        for n in (1, 2)
+    )
+    own = " notifyscript=/n\n warn_email=boss@example\n queue=router\n"
+    said = imported(parse(f"{text}group {{\n name=g\n{own} member-connection=c1\n member-connection=c2\n}}\n"))
+    assert "probe = {" not in said  # c1 has LSM's own
+    assert "# lsm.conf:15: g: queue=router, warn_email=boss@example, notifyscript=/n\n" in said
+    assert "# lsm.conf:8: c2: interval_ms=2000; the ISP has what c1 has\n" in said
+    assert said.count("the ISP has what") == 1
 
 
 def test_what_cannot_be_an_isp_s_is_told(tmp_path: Path) -> None:
