@@ -321,11 +321,11 @@ class Prober:
         return not any(each.link.lost_in_a_row or each.link.status == "down" for each in self.targets)
 
     def judge(self, blamed: Collection[Check], now_ns: int) -> bool:
-        """Come to a status, not counting the `blamed` targets; returns whether it is another one, and up or down."""
-        counted = [each.link.status for each in self.targets if self._counts(each, blamed)]
+        """Come to a status by the targets that have a say; returns whether it is another one, and up or down."""
+        counted = [each for each in self.targets if self._counts(each, blamed)]
         was_up = self.damping.up_ns is not None
         if counted:
-            said = verdict.combine(counted, min(self.isp.quorum, len(counted)))
+            said = verdict.combine((each.link.status for each in counted), min(self.isp.quorum, len(counted)))
         else:
             said = "up" if was_up else "unknown"  # nothing is known: it stays
         held = not was_up and self.damping.held_ns > 0
@@ -336,7 +336,7 @@ class Prober:
         if status in (self.status, "unknown"):
             return False
         self.status, self.since_s = status, time.time()
-        self.why = self._reasons() if counted else "it went down for a target that is dead itself"
+        self.why = self._reasons(counted) if counted else "it went down for a target that is dead itself"
         if held and status == "up":
             self.why += f"; was held down for {self.damping.held_ns / _S:g} s at least"
         log.info("%s %s: %s", self.isp.name, status, self.why)
@@ -344,7 +344,8 @@ class Prober:
 
     def _counts(self, target: Target, blamed: Collection[Check]) -> bool:
         """Whether a target has a say; one that cannot be reached has, whoever is blamed."""
-        return not target.moot and (isinstance(target.path, Fault) or target.check not in blamed)
+        heard = not target.cannot and target.check not in blamed
+        return not target.moot and (isinstance(target.path, Fault) or heard)
 
     def excuse(self, since_ns: int) -> None:
         """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since.
@@ -381,9 +382,9 @@ class Prober:
         if isinstance(target.path, Path):
             self._know(target, verdict.Link())
 
-    def _reasons(self) -> str:
-        """Why the status is what it is: the targets that have it too."""
-        reasons = list(dict.fromkeys(str(each) for each in self.targets if each.link.status == self.status))
+    def _reasons(self, counted: list[Target]) -> str:
+        """Why the status is what it is: those that count and have it too."""
+        reasons = list(dict.fromkeys(str(each) for each in counted if each.link.status == self.status))
         more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
         return "; ".join(reasons[:_MOST_REASONS]) + more
 

@@ -712,6 +712,48 @@ def test_what_cannot_be_tested_says_nothing_and_is_told_once(
     ]
 
 
+def test_what_cannot_be_tested_keeps_no_dead_isp_up(make: Make, calls: type[FakeCall]) -> None:
+    """Whether it has never been tested, or was up when that ended: for want of descriptors, say."""
+    rig = make('["203.0.113.1", "tcp://203.0.113.2:443"]')
+    calls.cannot = "no way"
+    rig.turn(4)
+    assert rig.status == "up"
+    rig.port.alive = False
+    rig.turn(6)
+    assert rig.status == "down"
+    rig.port.alive, calls.cannot = True, ""
+    rig.turn(120)
+    assert [each.link.status for each in rig.who.targets] == ["up", "up"]
+    rig.port.alive, calls.cannot = False, "no socket can be had: Too many open files"
+    rig.turn(6)
+    assert (rig.status, rig.who.why.startswith("203.0.113.1: ")) == ("down", True)
+    assert "tcp" not in rig.who.why
+
+
+def test_what_cannot_be_tested_keeps_no_isp_down_that_answers(make: Make, calls: type[FakeCall]) -> None:
+    rig = make('["203.0.113.1", "tcp://203.0.113.2:443"]', "quorum = 2")
+    rig.turn(4)
+    rig.see(OUT)
+    rig.turn(1)
+    assert rig.status == "down"
+    calls.cannot = "no way"
+    rig.see(HEALTHY)
+    rig.turn(4)
+    assert rig.status == "up"
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_with_nothing_left_that_can_be_tested_the_state_stays(make: Make, calls: type[FakeCall], alive: bool) -> None:
+    rig = make('["tcp://203.0.113.1:443", "dns://203.0.113.2/example.org"]')
+    calls.end = dial.Answer(3 * MS) if alive else dial.Answer(None, "connection refused")
+    rig.turn(6)
+    before = rig.status
+    assert before == ("up" if alive else "down")
+    calls.cannot = "no way"
+    rig.turn(100)
+    assert rig.status == before
+
+
 def test_calls_end_with_their_link(make: Make, calls: type[FakeCall]) -> None:
     calls.end = None
     rig = make('["tcp://203.0.113.1:443", "203.0.113.1"]')
