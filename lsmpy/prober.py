@@ -271,14 +271,15 @@ class Prober:
         target.flight.sent(number, clock_ns())
         target.calls[number] = call
         event = selectors.EVENT_READ if call.awaits_reading else selectors.EVENT_WRITE
-        self._selector.register(call, event, lambda now_ns: self._called(target, number, now_ns))
+        self._selector.register(call, event, lambda now_ns: self._called(target, now_ns))
 
-    def _called(self, target: Target, number: int, now_ns: int) -> None:
-        call = target.calls.get(number)  # what came before it in the same turn may have ended it
-        if call is not None and (answer := call.outcome()) is not None:
-            self._end_call(target, number)
-            target.flight.ended(number, answer.rtt_ns, answer.reason)
-            self._judge_probes(target, now_ns)
+    def _called(self, target: Target, now_ns: int) -> None:
+        """Take in what has come of any of its calls before one is judged as unanswered."""
+        for number, call in list(target.calls.items()):
+            if (answer := call.outcome()) is not None:
+                self._end_call(target, number)
+                target.flight.ended(number, answer.rtt_ns, answer.reason)
+        self._judge_probes(target, now_ns)
 
     def _end_call(self, target: Target, number: int) -> None:
         call = target.calls.pop(number)

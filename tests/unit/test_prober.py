@@ -694,6 +694,17 @@ def test_a_call_without_an_outcome_is_lost_in_time_and_ended(make: Make, calls: 
     assert len(rig.selector.get_map()) == 3  # the port and two calls
 
 
+def test_answers_to_calls_that_waited_for_us_all_count(make: Make, calls: type[FakeCall]) -> None:
+    """Whichever of them is read first."""
+    calls.end = None
+    rig = make('["tcp://203.0.113.1:443"]')
+    rig.turn(2)
+    rig.world.now_ns += 500 * MS
+    calls.end = dial.Answer(3 * MS)
+    rig.turn(1)
+    assert (rig.target.link.samples, rig.target.link.lost) == (2, 0)
+
+
 def test_what_cannot_be_tested_says_nothing_and_is_told_once(
     make: Make, calls: type[FakeCall], caplog: pytest.LogCaptureFixture
 ) -> None:
