@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from lsmpy import dial, standing, uplink, verdict, wire
 from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
-from lsmpy.model import Address, Check, Family, Isp
+from lsmpy.model import Address, Check, Isp
 from lsmpy.neighbours import Neighbours
 from lsmpy.port import Port
 from lsmpy.target import Target
@@ -259,10 +259,8 @@ class Prober:
         self._problem = problem
 
     def _call(self, target: Target, path: Path, address: Address) -> None:
-        family: Family = 4 if address.version == 4 else 6
-        on_link = path.hop is None or any(address in each.network for each in self.isp.addresses(family))
         try:
-            call = dial.Call(target.check, address, path, on_link)
+            call = dial.Call(target.check, address, path, path.is_neighbour(address))
         except dial.CannotTestError as error:
             self._test(target, str(error))
             return

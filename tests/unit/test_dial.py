@@ -198,7 +198,8 @@ def test_a_call_leaves_from_the_isps_address_by_its_interface(kernel: FakeSocket
         ((2, HOP), False, False),
         ((1, ip_address("192.0.2.9")), False, False),
         ((1, None), False, False),
-        ((1, HOP), True, False),
+        ((1, HOP), True, True),
+        ((2, None), True, False),
         (None, False, False),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -392,6 +393,7 @@ def test_each_family_goes_by_its_own_gateway(make: Make) -> None:
     assert rig.port.bound == [("wan1", 1, (GATEWAY, ip_address("2001:db8:1::2")))]
 
 
+AUTO = re.sub(r"^(address|gateway) = .*$", r'\1 = "auto"', TOML, flags=re.MULTILINE)
 V4 = TOML.replace(', "2001:db8:1::1/64"', "").replace(', "2001:db8:1::2"', "")
 
 
@@ -680,9 +682,13 @@ def test_calls_that_fail_behind_one_without_an_outcome_make_it_silent_now(make: 
     assert not rig.who.answers_steadily(rig.target)
 
 
-def test_a_call_to_a_neighbour_needs_no_gateway(make: Make, calls: type[FakeCall]) -> None:
-    make('["tcp://192.0.2.77:443"]').turn(1)
-    assert calls.made[0].on_link
+@pytest.mark.parametrize("text", [TOML, AUTO])
+@pytest.mark.parametrize("near", ["192.0.2.77", "192.0.2.2"])
+def test_a_call_to_a_neighbour_needs_no_gateway(make: Make, calls: type[FakeCall], text: str, near: str) -> None:
+    rig = make(f'["tcp://{near}:443", "tcp://203.0.113.1:443"]', text=text)
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1/24", "2001:db8:1::1/64")}, wan1_4="192.0.2.2"))
+    rig.turn(1)
+    assert [call.on_link for call in calls.made[-2:]] == [True, False]
 
 
 def test_a_call_without_an_outcome_is_lost_in_time_and_ended(make: Make, calls: type[FakeCall]) -> None:
