@@ -111,7 +111,10 @@ class Prober:
             self.changed = True
             return
         target.address = target.check.address or path.hop
-        target.ends = (target.address.packed if target.address else b"", path.source.packed)
+        ends = (target.address.packed if target.address else b"", path.source.packed)
+        if isinstance(was, Path) and (ends, path.link.index, path.link.mac) != (target.ends, was.link.index, was.link.mac):
+            target.flight.forget()  # answers go to where it was asked from
+        target.ends = ends
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
         hop = path.hop or target.address  # without a gateway everybody is his own, as for the kernel
         if path.needs_mac and hop is not None:

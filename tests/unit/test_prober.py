@@ -534,6 +534,24 @@ def test_an_address_that_changes_is_followed(make: Make) -> None:
     assert [str(ip_address(each[24:28])) for each in rig.port.questions] == ["192.0.2.2", "198.51.100.254"]
 
 
+@pytest.mark.parametrize(("check", "old", "new"), [("203.0.113.1", 0, 2), ("2001:db8:ffff::1", 1, 3)])
+def test_what_is_under_way_when_the_source_changes_is_neither_lost_nor_foreign(
+    make: Make, check: str, old: int, new: int
+) -> None:
+    """A link that works: another address is preferred, and the former one is still there."""
+    own = ("192.0.2.1", "2001:db8:1::1", "192.0.2.7", "2001:db8:1::7")
+    hops = {"wan1_4": "192.0.2.2", "wan1_6": "2001:db8:1::2"}
+    rig = make(f'["{check}"]', text=AUTO)
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: (own[old], own[new])}, **hops))
+    rig.turn(4)
+    rig.world.answer = lambda *_: 15 * MS
+    rig.turn(4)
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: (own[new], own[old])}, **hops))
+    rig.turn(10)
+    assert rig.target.ends[1] == ip_address(own[new]).packed
+    assert (rig.status, rig.target.link.lost, rig.target.foreign) == ("up", 0, 0)
+
+
 def test_no_probe_is_lost_before_a_new_gateway_could_say_where_it_is(make: Make) -> None:
     rig = make(text=V4.replace('["192.0.2.1/24"]', '"auto"').replace('["192.0.2.2"]', '"auto"'))
     rig.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1",)}, wan1_4="192.0.2.2"))
