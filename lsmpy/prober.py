@@ -105,14 +105,15 @@ class Prober:
             return
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
-            self._know(target, verdict.Link(status="down"))
+            self._begin(target, "down")
             target.silent_ns, target.reason, target.cannot, target.moot = now_ns, "", "", False
             self._hang_up(target)
             self.changed = True
             return
         target.address = target.check.address or path.hop
         ends = (target.address.packed if target.address else b"", path.source.packed)
-        if isinstance(was, Path) and (ends, path.link.index, path.link.mac) != (target.ends, was.link.index, was.link.mac):
+        before = (was.link.index, was.link.mac, target.ends) if isinstance(was, Path) else None
+        if before and before != (path.link.index, path.link.mac, ends):
             target.flight.forget()  # answers go to where it was asked from
         target.ends = ends
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
@@ -122,7 +123,7 @@ class Prober:
         if target.check.kind not in _CALLS:  # which find out for themselves
             self._test(target, _obstacle(target, path))
             if target.cannot and isinstance(was, Fault):
-                self._know(target, verdict.Link())  # what was wrong is over, and more is not known
+                self._begin(target)  # what was wrong is over, and more is not known
 
     def _test(self, target: Target, cannot: str = "") -> None:
         """It can be tested from now on, or it cannot."""
@@ -299,6 +300,11 @@ class Prober:
         for sample in target.flight.fates(now_ns):
             self._count(target, sample, now_ns)
 
+    def _begin(self, target: Target, status: verdict.Status = "unknown") -> None:
+        """Judge by none of the samples that there were."""
+        self._know(target, verdict.Link(status))
+        target.times = standing.Window(verdict.WINDOW)
+
     def _know(self, target: Target, link: verdict.Link) -> None:
         self.changed |= link.status != target.link.status
         target.link = link
@@ -382,7 +388,7 @@ class Prober:
     def begin_anew(self, target: Target) -> None:
         """Judge a target as if it had just been configured, unless there is no way to it."""
         if isinstance(target.path, Path):
-            self._know(target, verdict.Link())
+            self._begin(target)
 
     def _reasons(self, counted: list[Target]) -> str:
         """Why the status is what it is: those that count and have it too."""

@@ -921,6 +921,22 @@ def test_round_trips_are_those_of_the_window(make: Make) -> None:
     assert known.rtt_ms is None
 
 
+def test_round_trips_begin_anew_with_the_window(make: Make) -> None:
+    rig = make()
+    rig.world.answer = lambda *_: 5 * MS
+    rig.turn(10)
+    rig.see(OUT)
+    assert rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.1"].rtt_ms is None
+    rig.see(HEALTHY)
+    rig.world.answer = lambda *_: 2 * MS
+    rig.turn(5)
+    assert rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.1"].rtt_ms == standing.RoundTrips(
+        2, 2, 0, 2, 2, 2
+    )
+    rig.who.begin_anew(rig.target)
+    assert rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.1"].rtt_ms is None
+
+
 def test_a_hostile_neighbour_cannot_make_it_remember_more_and_more(make: Make) -> None:
     """The kernel's filter looks at the last 32 bits of an address of IPv6."""
     rig = make('["203.0.113.1", "2001:db8:ffff::1"]')
