@@ -336,6 +336,19 @@ def test_nobody_is_blamed_who_is_not_probed_any_more(house: House) -> None:
     assert house.blamed == []
 
 
+def test_what_only_one_isp_probes_any_more_is_not_blamed(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.start(isps([SHARED, OWN1], [SHARED, OWN2]))
+    house.dead = {SHARED}
+    house.run(0.2)
+    assert house.blamed == [SHARED]
+    caplog.set_level("INFO")
+    house.path.write_text(isps([SHARED], [OWN2]))
+    house.daemon._reload()
+    house.run(0.2)
+    assert (house.blamed, house.says()) == ([], ["down", "up"])
+    assert f"{SHARED} is probed by ISP1 alone now, and counts again" in caplog.messages
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_target_that_answers_badly_takes_no_isp_down_while_another_answers(
     house: House, caplog: pytest.LogCaptureFixture, own: bool
