@@ -46,7 +46,7 @@ class Prober:
         self.isp, self.port, self._selector, self._find = isp, port, selector, find
         self.status: verdict.Status = old.status if old else "unknown"
         self.since_s: float = old.since_s if old else time.time()
-        self.why: str = old.why if old else "not enough probes yet"
+        self.why: str = old.why if old else verdict.NOT_YET
         self.damping: verdict.Damping = old.damping if old else verdict.Damping()
         self._while_up: verdict.Damping = old._while_up if old else self.damping
         self.changed = True  # whether a target's status has changed since it was asked last
@@ -57,7 +57,7 @@ class Prober:
         first = 1 + max((each.number for each in known.values()), default=-1)
         self.targets: list[Target] = []
         for number, (text, check) in enumerate(zip(isp.check, isp.checks, strict=True), first):
-            target = known.pop(text, None) or Target(text, check, number, Flight(0))
+            target = known.pop(text, None) or Target(text, check, number, Flight(0), time.time())
             target.flight.timeout_ns = isp.probe.timeout_ms * _MS
             self.targets.append(target)
         for gone in known.values():
@@ -106,7 +106,7 @@ class Prober:
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
             self._begin(target, "down")
-            target.silent_ns, target.reason, target.cannot, target.moot = now_ns, "", "", False
+            target.silent_ns, target.cannot, target.moot = now_ns, "", False
             self._hang_up(target)
             self.changed = True
             return
@@ -302,12 +302,15 @@ class Prober:
 
     def _begin(self, target: Target, status: verdict.Status = "unknown") -> None:
         """Judge by none of the samples that there were."""
+        target.reason = ""
         self._know(target, verdict.Link(status))
         target.times = standing.Window(verdict.WINDOW)
 
     def _know(self, target: Target, link: verdict.Link) -> None:
-        self.changed |= link.status != target.link.status
-        target.link = link
+        before, target.link = target.link.status, link
+        if link.status != before:
+            self.changed = True
+            target.since_s, target.cause = time.time(), str(target)
         target.moot &= link.status == "down"
         if verdict.is_turning(link):
             self.turning[target.number] = target
@@ -315,10 +318,10 @@ class Prober:
             self.turning.pop(target.number, None)
 
     def _count(self, target: Target, sample: Sample, now_ns: int) -> None:
+        target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         self._know(target, verdict.step(target.link, sample.rtt_ns, self.isp.probe))
         if target.link.lost_in_a_row == 1:
             target.silent_ns = now_ns
-        target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         target.times.add(sample.rtt_ns)
         if target.calls:
             for number in [each for each in target.calls if each not in target.flight]:
@@ -402,6 +405,8 @@ class Prober:
         targets = {
             each.text: standing.TargetStanding(
                 state=each.link.status,
+                since=each.since_s,
+                cause=each.cause,
                 why=str(each),
                 samples=each.link.samples,
                 lost=each.link.lost,

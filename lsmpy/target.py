@@ -19,6 +19,7 @@ class Target:
         text, check: as configured.
         number: its place among the targets of its port.
         flight: its probes under way.
+        since_s, cause: when its status became what it is, in seconds since the epoch, and why.
         times: their last round trip times.
         path: how it is reached now, or why it is not; `hop` is whom its frames go to, if he must be asked for.
         ends: who answers it, and to whom.
@@ -34,6 +35,8 @@ class Target:
     check: Check
     number: int
     flight: Flight
+    since_s: float
+    cause: str = verdict.NOT_YET
     link: verdict.Link = field(default_factory=verdict.Link)
     times: standing.Window = field(default_factory=lambda: standing.Window(verdict.WINDOW))
     path: Path | Fault = field(default_factory=lambda: Fault("not looked for yet"))

@@ -368,7 +368,7 @@ STANDING = standing.encode(
                 *("up", 1.0, "well", 0.0),
                 {
                     TARGET4: standing.TargetStanding(
-                        *("up", "well", 100, 0, 0, 0, False), standing.RoundTrips(1, 2, 3, 4, 5, 6)
+                        *("up", 1.0, "it answered", "well", 100, 0, 0, 0, False), standing.RoundTrips(1, 2, 3, 4, 5, 6)
                     )
                 },
             )

@@ -911,6 +911,36 @@ def test_what_is_known_of_each_target_is_told(make: Make) -> None:
     assert second.why == "203.0.113.2: 10 of the last 10 probes lost, 10 in a row"
 
 
+def test_of_each_target_the_last_change_and_its_reason_are_told(make: Make) -> None:
+    rig = make('["203.0.113.1", "203.0.113.2"]')
+
+    def known() -> standing.TargetStanding:
+        return rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.2"]
+
+    began_s = known().since
+    assert (known().state, known().cause, known().why) == (
+        *("unknown", verdict.NOT_YET),
+        f"203.0.113.2: {verdict.NOT_YET}",
+    )
+    rig.turn(10)
+    up = known()
+    assert (up.state, up.cause) == (
+        "up",
+        "203.0.113.2: 0 of the last 2 probes lost, 2 answered in a row, round trip 1.0 ms ± 0.4",
+    )
+    assert began_s < up.since < rig.world.time()
+    assert up.why != up.cause
+    rig.world.answer = lambda _, address: None if str(address) == "203.0.113.2" else MS
+    rig.turn(10)
+    assert (known().state, rig.status) == ("down", "up")
+    assert ", 3 in a row" in known().cause
+    assert known().since > up.since
+    rig.see(OUT)
+    assert ", 3 in a row" in known().cause  # it was down already
+    rig.again('["203.0.113.2", "203.0.113.3"]')
+    assert ", 3 in a row" in known().cause
+
+
 def test_round_trips_are_those_of_the_window(make: Make) -> None:
     rig = make()
     rig.turn(10)
