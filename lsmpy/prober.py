@@ -148,8 +148,7 @@ class Prober:
         if deadline_ns is not None and now_ns >= deadline_ns:
             self._judge_probes(target, now_ns)
         if now_ns >= target.due_ns:
-            interval_ns = self._interval_ns(target)
-            target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
+            target.due_ns = self._after(target, now_ns)
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
             elif isinstance(target.path, Unrouted):
@@ -158,10 +157,14 @@ class Prober:
         target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
         return target.next_ns
 
-    def _interval_ns(self, target: Target) -> int:
+    def _after(self, target: Target, now_ns: int) -> int:
+        """When the next probe is due on its beat; what was missed stays missed."""
         probe = self.isp.probe
         in_burst = target.counter < probe.startup_burst_pkts
-        return (probe.startup_burst_interval if in_burst else probe.interval_ms) * _MS
+        beat_ns, interval_ms = (
+            (target.due_ns, probe.startup_burst_interval) if in_burst else (target.beat_ns, probe.interval_ms)
+        )
+        return now_ns + interval_ms * _MS - (now_ns - beat_ns) % (interval_ms * _MS)
 
     def stalled(self) -> None:
         """The machine slept: what is unanswered now was not lost by the link."""

@@ -23,6 +23,7 @@ class Target:
         times: their last round trip times.
         path: how it is reached now, or why it is not; `hop` is whom its frames go to, if he must be asked for.
         ends: who answers it, and to whom.
+        due_ns, beat_ns: when its next probe is due, and a time on the beat of the later ones.
         next_ns: when there is something to do for it.
         silent_ns: when the first of the last probes that were all lost was given up.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
@@ -47,6 +48,7 @@ class Target:
     calls: dict[int, dial.Call] = field(default_factory=dict)
     counter: int = 0
     due_ns: int = 0
+    beat_ns: int = 0
     next_ns: int = 0
     silent_ns: int = 0
     cannot: str = ""

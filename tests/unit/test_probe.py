@@ -109,6 +109,31 @@ def test_probes_are_spread_over_the_interval(house: House) -> None:
     assert second[-1] - second[0] == pytest.approx(9, abs=1.1)
 
 
+def test_long_intervals_are_spread_as_well_and_the_first_probe_waits_for_no_others(house: House) -> None:
+    text = isps([f"203.0.113.{n}" for n in range(1, 6)], [f"203.0.113.{n}" for n in range(1, 6)])
+    began_ns = house.world.now_ns
+    house.start(text.replace("interval_ms = 10\n", "interval_ms = 10000\n"), 45)
+    sent = [
+        [left_ns for (target, _), (left_ns, _) in each.truth.items() if target == number]
+        for each in house.world.ports
+        for number in range(5)
+    ]
+    assert max(times[0] for times in sent) - began_ns <= 1.1 * S
+    assert all(0 < times[1] - times[0] <= 10.1 * S for times in sent)
+    assert {round((late - early) / S, 1) for times in sent for early, late in pairwise(times[1:])} == {10.0}
+    places = sorted(times[-1] % (10 * S) / S for times in sent)
+    assert [late - early for early, late in pairwise(places)] == pytest.approx([1] * 9, abs=0.1)
+
+
+def test_a_burst_at_the_start_keeps_its_interval_however_long_the_others_are(house: House) -> None:
+    more = "probe = { interval_ms = 10000, startup_burst_pkts = 3, startup_burst_interval = 200 }"
+    house.start(isps([OWN1, SHARED], [OWN2, SHARED], more=more), 10)
+    for each in house.world.ports:
+        for number in range(2):
+            left = [left_ns for (target, _), (left_ns, _) in each.truth.items() if target == number]
+            assert [round((late - early) / MS, -1) for early, late in pairwise(left[:4])] == [200] * 3
+
+
 def test_no_probe_is_lost_for_want_of_the_gateways_hardware_address(house: House) -> None:
     house.start(isps([OWN1], [OWN2]))
     assert [target.link.lost for target in house.targets] == [0, 0]

@@ -56,7 +56,7 @@ class Rig:
         self.world.now_ns += MS  # in which the gateway answers
         self.began_ns = self.world.now_ns
         for target in self.who.targets:
-            target.due_ns = self.began_ns
+            target.due_ns = target.beat_ns = self.began_ns
 
     def turn(self, times: int) -> None:
         """Probe so many times."""
