@@ -201,11 +201,13 @@ class Prober:
             target.foreign += 1
 
     def _neighbour(self, heard: wire.Neighbour, now_ns: int) -> Iterator[Target]:
-        """Learn where a gateway is; whose check that answers."""
+        """Learn where a gateway is; whose check that answers: those who asked, by what the question told of them."""
         self._neighbours.heard(heard.address, heard.mac)
         for target in self._by_address.get(heard.address.packed, ()):
-            number = target.flight.newest()  # nothing in it tells which question it answers; LSM does the same
-            if target.check.kind == "neighbour" and number is not None:
+            if target.check.kind != "neighbour" or target.hop is None or heard.to != target.ends[1]:
+                continue
+            number = target.flight.newest()  # nothing in it tells which question it answers; LSM takes the newest too
+            if number is not None and heard.to_mac in (b"", target.hop.asked_from):
                 target.flight.answered(number, b"", heard.at_ns, now_ns)
                 yield target
 

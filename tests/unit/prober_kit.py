@@ -229,7 +229,7 @@ def neighbour(question: bytes, protocol: int, mac: bytes) -> tuple[bytes, int]:
         answer = question[:7] + b"\x02" + mac + question[24:28] + question[8:18]
         return answer, protocol
     gateway, source = str(ip_address(question[48:64])), str(ip_address(question[8:24]))
-    packet = IPv6(src=gateway, dst=source, hlim=255) / ICMPv6ND_NA(tgt=gateway)
+    packet = IPv6(src=gateway, dst=source, hlim=255) / ICMPv6ND_NA(tgt=gateway, S=1)
     return bytes(packet / ICMPv6NDOptDstLLAddr(lladdr=mac.hex(":"))), protocol
 
 

@@ -9,6 +9,8 @@ from ipaddress import ip_address
 
 import pytest
 from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
+from scapy.layers.l2 import ARP
 from scapy.packet import Raw
 
 from lsmpy import config, dial, model, standing, verdict, wire
@@ -21,6 +23,7 @@ from tests.unit.prober_kit import (
     MS,
     OUR_MAC,
     TOML,
+    Address,
     FakeCall,
     FakePort,
     S,
@@ -643,6 +646,63 @@ def test_another_hosts_announcement_is_no_answer_of_the_gateway(make: Make) -> N
         rig.port.bring(*kit.neighbour(others, wire.ETH_ARP, GATEWAY_MAC))
         rig.turn(1)
     assert rig.status == "down"
+
+
+SIX = TOML.replace('"192.0.2.1/24", ', "").replace('"192.0.2.2", ', "")
+HERE, GATEWAY6, HERE6 = ip_address("192.0.2.1"), ip_address("2001:db8:1::2"), ip_address("2001:db8:1::1")
+OTHER, OTHER6, OTHER_MAC = ip_address("192.0.2.9"), ip_address("2001:db8:1::9"), b"\x02\0\0\0\0\x09"
+
+
+def arp(op: int, to: Address, to_mac: bytes = OUR_MAC) -> tuple[bytes, int]:
+    """The gateway, which has other hardware now."""
+    packet = ARP(op=op, hwsrc=OTHER_MAC.hex(":"), psrc=str(GATEWAY), hwdst=to_mac.hex(":"), pdst=str(to))
+    return bytes(packet), wire.ETH_ARP
+
+
+def advertisement(to: Address, solicited: int) -> tuple[bytes, int]:
+    packet = IPv6(src=str(GATEWAY6), dst=str(to), hlim=255) / ICMPv6ND_NA(tgt=str(GATEWAY6), S=solicited)
+    return bytes(packet / ICMPv6NDOptDstLLAddr(lladdr=OTHER_MAC.hex(":"))), wire.ETH_IPV6
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "counts"),
+    [
+        (V4, arp(2, HERE), True),
+        (V4, arp(1, HERE), False),
+        (V4, arp(1, OTHER), False),
+        (V4, arp(2, OTHER), False),
+        (V4, arp(2, GATEWAY), False),
+        (V4, arp(2, HERE, OTHER_MAC), False),
+        (SIX, advertisement(HERE6, 1), True),
+        (SIX, advertisement(HERE6, 0), False),
+        (SIX, advertisement(OTHER6, 1), False),
+        (SIX, advertisement(ip_address("ff02::1"), 0), False),
+    ],
+    ids=[
+        *("answer", "question for us", "question", "answer to another", "announcement", "answer to other hardware"),
+        *("answer6", "unsolicited", "answer6 to another", "announcement6"),
+    ],
+)
+def test_only_an_answer_to_us_counts_and_all_else_tells_where_the_gateway_is(
+    make: Make, text: str, heard: tuple[bytes, int], counts: bool
+) -> None:
+    rig = make('["arp"]', text=text)
+    rig.turn(4)
+    rig.port.gateway_alive = False
+    for _ in range(6):
+        rig.turn(1)
+        rig.port.bring(*heard, after_ns=MS)
+    assert rig.status == ("up" if counts else "down")
+    assert rig.target.hop
+    assert rig.target.hop.mac == OTHER_MAC
+
+
+def test_a_check_of_the_gateway_goes_on_when_our_hardware_address_changes(make: Make) -> None:
+    rig = make('["arp"]')
+    rig.turn(4)
+    rig.see(snapshot(ethernet("wan1", 3, mac=b"\x02\0\0\0\0\x0a"), addresses=ADDRESSES))
+    rig.turn(4)
+    assert (rig.status, rig.target.link.lost, rig.target.link.samples) == ("up", 0, 6)
 
 
 @pytest.mark.parametrize("alive", [True, False])
