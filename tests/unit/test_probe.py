@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import random
@@ -445,6 +446,25 @@ def test_routes_that_change_all_the_time_are_looked_at_ten_times_a_second(
     assert house.says() == ["up", "up"]
     house.run(1)
     assert len(looked) in range(10, 13)
+
+
+def test_changes_that_are_too_many_to_be_told_are_looked_at_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although routes have been looked at just now: nobody knows what was among them."""
+    house.start(isps([OWN1], [OWN2]))
+    recv = kit.Kernel.recv
+    house.world.say(house.wires(), kind=kit.NEW_ROUTE)
+    house.run(0.003)
+
+    def overrun(self: kit.Kernel, size: int) -> bytes:
+        recv(self, size)
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    monkeypatch.setattr(kit.Kernel, "recv", overrun)
+    house.world.say(house.wires("wan2"), kind=kit.NEW_ROUTE)
+    house.run(0.003)
+    assert house.says() == ["up", "down"]
 
 
 def test_with_a_cable_out_a_target_that_answers_again_counts_nowhere_it_cannot(house: House) -> None:
