@@ -391,7 +391,8 @@ class Prober:
 
     def answers_steadily(self, target: Target) -> bool:
         """Whether so many of a target's probes have been answered in a row that it could be up."""
-        return target.link.received_in_a_row >= self.isp.probe.min_successive_pkts_rcvd and not target.flight.failed()
+        enough = target.link.received_in_a_row >= self.isp.probe.min_successive_pkts_rcvd
+        return enough and not target.cannot and not target.flight.failed()
 
     def begin_anew(self, target: Target) -> None:
         """Judge a target as if it had just been configured, unless there is no way to it."""

@@ -837,6 +837,15 @@ def test_what_cannot_be_tested_keeps_no_isp_down_that_answers(make: Make, calls:
     assert rig.status == "up"
 
 
+def test_what_cannot_be_tested_any_more_acquits_nobody(make: Make, calls: type[FakeCall]) -> None:
+    rig = make('["tcp://203.0.113.2:443"]')
+    rig.turn(4)
+    assert rig.who.answers_steadily(rig.target)
+    calls.cannot = "no way"
+    rig.turn(3)
+    assert not rig.who.answers_steadily(rig.target)
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_with_nothing_left_that_can_be_tested_the_state_stays(make: Make, calls: type[FakeCall], alive: bool) -> None:
     rig = make('["tcp://203.0.113.1:443", "dns://203.0.113.2/example.org"]')
