@@ -159,11 +159,9 @@ class Prober:
 
     def _after(self, target: Target, now_ns: int) -> int:
         """When the next probe is due on its beat; what was missed stays missed."""
-        probe = self.isp.probe
-        in_burst = target.counter < probe.startup_burst_pkts
-        beat_ns, interval_ms = (
-            (target.due_ns, probe.startup_burst_interval) if in_burst else (target.beat_ns, probe.interval_ms)
-        )
+        probe, beat_ns, interval_ms = self.isp.probe, target.beat_ns, self.isp.probe.interval_ms
+        if target.counter < probe.startup_burst_pkts:
+            beat_ns, interval_ms = target.due_ns, probe.startup_burst_interval
         return now_ns + interval_ms * _MS - (now_ns - beat_ns) % (interval_ms * _MS)
 
     def stalled(self) -> None:
