@@ -38,16 +38,22 @@ class Blame:
                 prober.excuse(fell[prober.isp.name])
 
     def _acquitted(self, probers: Sequence[Prober]) -> set[Check]:
-        """What was blamed and answers again, which begins anew by every ISP; or is not configured any more."""
+        """What was blamed and answers again, or is probed by one ISP or none by now; it begins anew."""
         found = set()
         for check in self.blamed:
             asked = _of(check, probers)
-            if not asked or any(prober.answers_steadily(target) for prober, target in asked):
-                found.add(check)
-                if asked:
-                    log.info("%s answers again, and counts again", asked[0][1].text)
-                for prober, target in asked:
-                    prober.begin_anew(target)
+            isps = {prober.isp.name for prober, _ in asked}
+            if any(prober.answers_steadily(target) for prober, target in asked):
+                why = "answers again"
+            elif len(isps) < 2:  # that it fails by every ISP means nothing any more
+                why = f"is probed by {''.join(isps)} alone now"
+            else:
+                continue
+            found.add(check)
+            if asked:
+                log.info("%s %s, and counts again", asked[0][1].text, why)
+            for prober, target in asked:
+                prober.begin_anew(target)
         return found
 
 

@@ -44,7 +44,7 @@ class Call:
             check: what to do.
             address: whom to call.
             path: from where, and out of which interface.
-            on_link: whether whom we call is a neighbour, and no gateway is on the way.
+            on_link: whether whom we call is a neighbour, so that no gateway need be on the way.
 
         Raises:
             CannotTestError: there is no such way at the moment.
@@ -54,7 +54,8 @@ class Call:
             way = links.way(path.source, address, path.link)
         except links.NetlinkError as error:
             raise CannotTestError(str(error)) from error
-        if way != (path.link.index, None if on_link else path.hop):
+        straight = on_link and way == (path.link.index, None)
+        if way != (path.link.index, path.hop) and not straight:
             raise CannotTestError(f"the kernel's routes from {path.source} to {address} go another way")
         kind = socket.SOCK_STREAM if check.kind == "tcp" else socket.SOCK_DGRAM
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6

@@ -8,13 +8,14 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from msgspec import Struct
 
 from lsmpy import LsmpyError, netlink
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
 _NEW_ROUTE, _ERROR, _DONE = 24, 2, 3
@@ -66,11 +67,13 @@ class Snapshot(Struct, frozen=True):
         addresses: the usable addresses by interface index, lasting ones first.
         hops: by interface index and family, the gateway of the best default route of the main table that goes by it,
             maybe by others too; None for one without a gateway; empty unless asked for.
+        networks: by interface index, whom the addresses make neighbours.
     """
 
     links: dict[str, Link]
     addresses: dict[int, tuple[Address, ...]]
     hops: dict[tuple[int, int], Address | None]
+    networks: dict[int, tuple[Network, ...]] = {}
 
 
 def look(with_routes: bool) -> Snapshot:
@@ -81,12 +84,15 @@ def look(with_routes: bool) -> Snapshot:
     """
     with _open() as kernel:
         links = {link.name: link for link in map(_link, _dump(kernel, _GET_LINK, _LINK.pack(0, 0, 0, 0, 0)))}
-        found: dict[int, list[tuple[bool, Address]]] = {}
+        found: dict[int, list[tuple[bool, Address, Network]]] = {}
         for message in _dump(kernel, _GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0)):
             _note_address(found, message)
-        addresses = {index: tuple(each for _, each in sorted(some, key=_lasting)) for index, some in found.items()}
+        for some in found.values():
+            some.sort(key=_passing)
+        addresses = {index: tuple(own for _, own, _ in some) for index, some in found.items()}
+        networks = {index: tuple(network for _, _, network in some) for index, some in found.items()}
         hops = _default_hops(kernel) if with_routes else {}
-    return Snapshot(links, addresses, hops)
+    return Snapshot(links, addresses, hops, networks)
 
 
 class Route(Struct, frozen=True):
@@ -182,16 +188,18 @@ def _link(message: bytes) -> Link:
     return Link(name, index, kind, bool(flags & _UP), bool(flags & _RUNNING), not flags & _NOARP, mac)
 
 
-def _note_address(found: dict[int, list[tuple[bool, Address]]], message: bytes) -> None:
-    family, _, short_flags, _, index = _ADDRESS.unpack_from(message, netlink.HEADER.size)
+def _note_address(found: dict[int, list[tuple[bool, Address, Network]]], message: bytes) -> None:
+    family, length, short_flags, _, index = _ADDRESS.unpack_from(message, netlink.HEADER.size)
     attributes = _attributes(message, _ADDRESS.size)
     flags = _number(attributes[_IFA_FLAGS]) if _IFA_FLAGS in attributes else short_flags
-    own = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)  # the second is the peer's where there is a first
+    theirs = attributes.get(_IFA_ADDRESS, b"")  # the peer's where there is one of our own as well
+    own = attributes.get(_IFA_LOCAL, theirs)
     if own and family in _FAMILIES and not flags & _UNUSABLE:
-        found.setdefault(index, []).append((bool(flags & _PASSING), ip_address(own)))
+        network = ip_network((theirs or own, length), strict=False)
+        found.setdefault(index, []).append((bool(flags & _PASSING), ip_address(own), network))
 
 
-def _lasting(address: tuple[bool, Address]) -> bool:
+def _passing(address: tuple[bool, Address, Network]) -> bool:
     return address[0]
 
 

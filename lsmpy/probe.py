@@ -265,13 +265,15 @@ class Daemon:
         self._plan(now_ns)
 
     def _plan(self, now_ns: int) -> None:
-        """Spread the targets over their intervals, not all at once."""
-        count, place = sum(len(each.targets) for each in self._probers), itertools.count()
+        """Spread the targets over their intervals, not all at once; the first probe of each comes early."""
+        count, places = sum(len(each.targets) for each in self._probers), itertools.count()
         self._agenda = []
         for prober in self._probers:
             for target in prober.targets:
-                later_ns = next(place) * min(prober.isp.probe.interval_ms * 1_000_000, _MOST_SPREAD_NS) // count
-                target.due_ns = target.next_ns = now_ns + HEAD_START_NS + later_ns
+                place, interval_ns = next(places), prober.isp.probe.interval_ms * 1_000_000
+                begin_ns = now_ns + HEAD_START_NS
+                target.beat_ns = begin_ns + place * interval_ns // count
+                target.due_ns = target.next_ns = begin_ns + place * min(interval_ns, _MOST_SPREAD_NS) // count
                 self._agenda.append((target.due_ns, next(self._turns), prober, target))
         heapq.heapify(self._agenda)
         shortest_ms = min(min(each.isp.probe.interval_ms, each.isp.probe.timeout_ms) for each in self._probers)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from lsmpy import dial, standing, uplink, verdict, wire
 from lsmpy.flight import Flight, Sample
 from lsmpy.links import Snapshot
-from lsmpy.model import Address, Check, Family, Isp
+from lsmpy.model import Address, Check, Isp
 from lsmpy.neighbours import Neighbours
 from lsmpy.port import Port
 from lsmpy.target import Target
@@ -46,7 +46,7 @@ class Prober:
         self.isp, self.port, self._selector, self._find = isp, port, selector, find
         self.status: verdict.Status = old.status if old else "unknown"
         self.since_s: float = old.since_s if old else time.time()
-        self.why: str = old.why if old else "not enough probes yet"
+        self.why: str = old.why if old else verdict.NOT_YET
         self.damping: verdict.Damping = old.damping if old else verdict.Damping()
         self._while_up: verdict.Damping = old._while_up if old else self.damping
         self.changed = True  # whether a target's status has changed since it was asked last
@@ -57,7 +57,7 @@ class Prober:
         first = 1 + max((each.number for each in known.values()), default=-1)
         self.targets: list[Target] = []
         for number, (text, check) in enumerate(zip(isp.check, isp.checks, strict=True), first):
-            target = known.pop(text, None) or Target(text, check, number, Flight(0))
+            target = known.pop(text, None) or Target(text, check, number, Flight(0), time.time())
             target.flight.timeout_ns = isp.probe.timeout_ms * _MS
             self.targets.append(target)
         for gone in known.values():
@@ -105,13 +105,17 @@ class Prober:
             return
         if isinstance(path, Fault):
             # Down at once, and judged by probes again after its return, as if it had just come.
-            self._know(target, verdict.Link(status="down"))
-            target.silent_ns, target.reason, target.cannot, target.moot = now_ns, "", "", False
+            self._begin(target, "down")
+            target.silent_ns, target.cannot, target.moot = now_ns, "", False
             self._hang_up(target)
             self.changed = True
             return
         target.address = target.check.address or path.hop
-        target.ends = (target.address.packed if target.address else b"", path.source.packed)
+        ends = (target.address.packed if target.address else b"", path.source.packed)
+        before = (was.link.index, was.link.mac, target.ends) if isinstance(was, Path) else None
+        if before and before != (path.link.index, path.link.mac, ends):
+            target.flight.forget()  # answers go to where it was asked from
+        target.ends = ends
         target.request = None  # made when it is sent first: hundreds at once would delay the first probe
         hop = path.hop or target.address  # without a gateway everybody is his own, as for the kernel
         if path.needs_mac and hop is not None:
@@ -119,7 +123,7 @@ class Prober:
         if target.check.kind not in _CALLS:  # which find out for themselves
             self._test(target, _obstacle(target, path))
             if target.cannot and isinstance(was, Fault):
-                self._know(target, verdict.Link())  # what was wrong is over, and more is not known
+                self._begin(target)  # what was wrong is over, and more is not known
 
     def _test(self, target: Target, cannot: str = "") -> None:
         """It can be tested from now on, or it cannot."""
@@ -144,8 +148,7 @@ class Prober:
         if deadline_ns is not None and now_ns >= deadline_ns:
             self._judge_probes(target, now_ns)
         if now_ns >= target.due_ns:
-            interval_ns = self._interval_ns(target)
-            target.due_ns += ((now_ns - target.due_ns) // interval_ns + 1) * interval_ns  # what was missed stays missed
+            target.due_ns = self._after(target, now_ns)
             if isinstance(target.path, Path):
                 self._probe(target, target.path, now_ns)
             elif isinstance(target.path, Unrouted):
@@ -156,10 +159,12 @@ class Prober:
         target.next_ns = target.due_ns if deadline_ns is None else min(target.due_ns, deadline_ns)
         return target.next_ns
 
-    def _interval_ns(self, target: Target) -> int:
-        probe = self.isp.probe
-        in_burst = target.counter < probe.startup_burst_pkts
-        return (probe.startup_burst_interval if in_burst else probe.interval_ms) * _MS
+    def _after(self, target: Target, now_ns: int) -> int:
+        """When the next probe is due on its beat; what was missed stays missed."""
+        probe, beat_ns, interval_ms = self.isp.probe, target.beat_ns, self.isp.probe.interval_ms
+        if target.counter < probe.startup_burst_pkts:
+            beat_ns, interval_ms = target.due_ns, probe.startup_burst_interval
+        return now_ns + interval_ms * _MS - (now_ns - beat_ns) % (interval_ms * _MS)
 
     def stalled(self) -> None:
         """The machine slept: what is unanswered now was not lost by the link."""
@@ -196,11 +201,13 @@ class Prober:
             target.foreign += 1
 
     def _neighbour(self, heard: wire.Neighbour, now_ns: int) -> Iterator[Target]:
-        """Learn where a gateway is; whose check that answers."""
+        """Learn where a gateway is; whose check that answers: those who asked, by what the question told of them."""
         self._neighbours.heard(heard.address, heard.mac)
         for target in self._by_address.get(heard.address.packed, ()):
-            number = target.flight.newest()  # nothing in it tells which question it answers; LSM does the same
-            if target.check.kind == "neighbour" and number is not None:
+            if target.check.kind != "neighbour" or target.hop is None or heard.to != target.ends[1]:
+                continue
+            number = target.flight.newest()  # nothing in it tells which question it answers; LSM takes the newest too
+            if number is not None and heard.to_mac in (b"", target.hop.asked_from):
                 target.flight.answered(number, b"", heard.at_ns, now_ns)
                 yield target
 
@@ -261,10 +268,8 @@ class Prober:
         self._problem = problem
 
     def _call(self, target: Target, path: Path, address: Address) -> None:
-        family: Family = 4 if address.version == 4 else 6
-        on_link = path.hop is None or any(address in each.network for each in self.isp.addresses(family))
         try:
-            call = dial.Call(target.check, address, path, on_link)
+            call = dial.Call(target.check, address, path, path.is_neighbour(address))
         except dial.CannotTestError as error:
             self._test(target, str(error))
             return
@@ -273,14 +278,15 @@ class Prober:
         target.flight.sent(number, clock_ns())
         target.calls[number] = call
         event = selectors.EVENT_READ if call.awaits_reading else selectors.EVENT_WRITE
-        self._selector.register(call, event, lambda now_ns: self._called(target, number, now_ns))
+        self._selector.register(call, event, lambda now_ns: self._called(target, now_ns))
 
-    def _called(self, target: Target, number: int, now_ns: int) -> None:
-        call = target.calls.get(number)  # what came before it in the same turn may have ended it
-        if call is not None and (answer := call.outcome()) is not None:
-            self._end_call(target, number)
-            target.flight.ended(number, answer.rtt_ns, answer.reason)
-            self._judge_probes(target, now_ns)
+    def _called(self, target: Target, now_ns: int) -> None:
+        """Take in what has come of any of its calls before one is judged as unanswered."""
+        for number, call in list(target.calls.items()):
+            if (answer := call.outcome()) is not None:
+                self._end_call(target, number)
+                target.flight.ended(number, answer.rtt_ns, answer.reason)
+        self._judge_probes(target, now_ns)
 
     def _end_call(self, target: Target, number: int) -> None:
         call = target.calls.pop(number)
@@ -299,9 +305,17 @@ class Prober:
         for sample in target.flight.fates(now_ns):
             self._count(target, sample, now_ns)
 
+    def _begin(self, target: Target, status: verdict.Status = "unknown") -> None:
+        """Judge by none of the samples that there were."""
+        target.reason = ""
+        self._know(target, verdict.Link(status))
+        target.times = standing.Window(verdict.WINDOW)
+
     def _know(self, target: Target, link: verdict.Link) -> None:
-        self.changed |= link.status != target.link.status
-        target.link = link
+        before, target.link = target.link.status, link
+        if link.status != before:
+            self.changed = True
+            target.since_s, target.cause = time.time(), str(target)
         target.moot &= link.status == "down"
         if verdict.is_turning(link):
             self.turning[target.number] = target
@@ -309,10 +323,10 @@ class Prober:
             self.turning.pop(target.number, None)
 
     def _count(self, target: Target, sample: Sample, now_ns: int) -> None:
+        target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         self._know(target, verdict.step(target.link, sample.rtt_ns, self.isp.probe))
         if target.link.lost_in_a_row == 1:
             target.silent_ns = now_ns
-        target.reason = (sample.reason or target.reason) if sample.lost else ""  # not every loss is explained
         target.times.add(sample.rtt_ns)
         if target.calls:
             for number in [each for each in target.calls if each not in target.flight]:
@@ -323,11 +337,11 @@ class Prober:
         return not any(each.link.lost_in_a_row or each.link.status == "down" for each in self.targets)
 
     def judge(self, blamed: Collection[Check], now_ns: int) -> bool:
-        """Come to a status, not counting the `blamed` targets; returns whether it is another one, and up or down."""
-        counted = [each.link.status for each in self.targets if self._counts(each, blamed)]
+        """Come to a status by the targets that have a say; returns whether it is another one, and up or down."""
+        counted = [each for each in self.targets if self._counts(each, blamed)]
         was_up = self.damping.up_ns is not None
         if counted:
-            said = verdict.combine(counted, min(self.isp.quorum, len(counted)))
+            said = verdict.combine((each.link.status for each in counted), min(self.isp.quorum, len(counted)))
         else:
             said = "up" if was_up else "unknown"  # nothing is known: it stays
         held = not was_up and self.damping.held_ns > 0
@@ -338,7 +352,7 @@ class Prober:
         if status in (self.status, "unknown"):
             return False
         self.status, self.since_s = status, time.time()
-        self.why = self._reasons() if counted else "it went down for a target that is dead itself"
+        self.why = self._reasons(counted) if counted else "it went down for a target that is dead itself"
         if held and status == "up":
             self.why += f"; was held down for {self.damping.held_ns / _S:g} s at least"
         log.info("%s %s: %s", self.isp.name, status, self.why)
@@ -346,7 +360,8 @@ class Prober:
 
     def _counts(self, target: Target, blamed: Collection[Check]) -> bool:
         """Whether a target has a say; one that cannot be reached has, whoever is blamed."""
-        return not target.moot and (isinstance(target.path, Fault) or target.check not in blamed)
+        heard = not target.cannot and target.check not in blamed
+        return not target.moot and (isinstance(target.path, Fault) or heard)
 
     def excuse(self, since_ns: int) -> None:
         """A target that fell silent then is dead itself: it was not the ISP's fault if it went down since.
@@ -376,16 +391,17 @@ class Prober:
 
     def answers_steadily(self, target: Target) -> bool:
         """Whether so many of a target's probes have been answered in a row that it could be up."""
-        return target.link.received_in_a_row >= self.isp.probe.min_successive_pkts_rcvd and not target.flight.failed()
+        enough = target.link.received_in_a_row >= self.isp.probe.min_successive_pkts_rcvd
+        return enough and not target.cannot and not target.flight.failed()
 
     def begin_anew(self, target: Target) -> None:
         """Judge a target as if it had just been configured, unless there is no way to it."""
         if isinstance(target.path, Path):
-            self._know(target, verdict.Link())
+            self._begin(target)
 
-    def _reasons(self) -> str:
-        """Why the status is what it is: the targets that have it too."""
-        reasons = list(dict.fromkeys(str(each) for each in self.targets if each.link.status == self.status))
+    def _reasons(self, counted: list[Target]) -> str:
+        """Why the status is what it is: those that count and have it too."""
+        reasons = list(dict.fromkeys(str(each) for each in counted if each.link.status == self.status))
         more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
         return "; ".join(reasons[:_MOST_REASONS]) + more
 
@@ -395,6 +411,8 @@ class Prober:
         targets = {
             each.text: standing.TargetStanding(
                 state=each.link.status,
+                since=each.since_s,
+                cause=each.cause,
                 why=str(each),
                 samples=each.link.samples,
                 lost=each.link.lost,

@@ -32,7 +32,9 @@ class TargetStanding(Struct, frozen=True):
 
     Attributes:
         state: up, down or unknown.
-        why: the samples in words, or what stands in their way.
+        since: when that became so, in seconds since the epoch.
+        cause: the reason of that change.
+        why: the samples in words as they are now, or what stands in their way.
         samples, lost: of the window of the last 100 probes.
         late, foreign: answers ever that came too late, and that came from somebody else.
         blamed: whether it does not count at the moment, because it fails for its own reasons.
@@ -40,6 +42,8 @@ class TargetStanding(Struct, frozen=True):
     """
 
     state: str
+    since: float
+    cause: str
     why: str
     samples: int
     lost: int

@@ -148,7 +148,7 @@ def _rows(seen: Overview, now: float) -> Iterator[tuple[str, tuple[str, ...]]]:
         for text, each in () if alone else targets.items():
             why = ("blamed itself; " if each.blamed else "") + each.why.removeprefix(f"{text}: ")
             shade = "unknown" if each.blamed or each.state not in _COLOURS else each.state
-            yield shade, (f"  {text}", each.state, "", "", why, *_measured([each]))
+            yield shade, (f"  {text}", each.state, "", _age(now - each.since), why, *_measured([each]))
 
 
 def _measured(targets: Collection[TargetStanding]) -> tuple[str, str]:

@@ -19,10 +19,12 @@ class Target:
         text, check: as configured.
         number: its place among the targets of its port.
         flight: its probes under way.
+        since_s, cause: when its status became what it is, in seconds since the epoch, and why.
         times: their last round trip times.
         path: how it is reached now, or why it is not; `hop` is whom its frames go to, if he must be asked for.
         ends: who answers it, and to whom.
         counter, unsent: how many probes were sent, and for how many there was no path to send them by.
+        due_ns, beat_ns: when its next probe is due, and a time on the beat of the later ones.
         next_ns: when there is something to do for it.
         silent_ns: when the first of the last probes that were all lost was given up.
         cannot: why it cannot be tested, which says nothing of the ISP; empty when it can.
@@ -35,6 +37,8 @@ class Target:
     check: Check
     number: int
     flight: Flight
+    since_s: float
+    cause: str = verdict.NOT_YET
     link: verdict.Link = field(default_factory=verdict.Link)
     times: standing.Window = field(default_factory=lambda: standing.Window(verdict.WINDOW))
     path: Path | Fault = field(default_factory=lambda: Fault("not looked for yet"))
@@ -46,6 +50,7 @@ class Target:
     counter: int = 0
     unsent: int = 0
     due_ns: int = 0
+    beat_ns: int = 0
     next_ns: int = 0
     silent_ns: int = 0
     cannot: str = ""

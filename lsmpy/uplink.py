@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from lsmpy.links import Link, Snapshot
+from lsmpy.links import Link, Network, Snapshot
 from lsmpy.model import AUTO, NONE, Address, Family, Isp
 
 _ARPHRD_ETHER = 1
@@ -19,6 +19,7 @@ class Path(Struct, frozen=True):
         hop: the next one; None where they go straight into the interface, or to whoever is on the link.
         ttl: how many hops they may make; 0 for as many as usual.
         own: whether they go no further than this machine itself.
+        networks: whose hosts are neighbours.
     """
 
     link: Link
@@ -26,6 +27,7 @@ class Path(Struct, frozen=True):
     hop: Address | None
     ttl: int = 0
     own: bool = False
+    networks: tuple[Network, ...] = ()
 
     @property
     def needs_mac(self) -> bool:
@@ -36,6 +38,10 @@ class Path(Struct, frozen=True):
     def mac(self) -> bytes:
         """Whom frames are addressed to where nobody is asked for: on Ethernet ourselves, as the kernel does."""
         return self.link.mac if self.link.kind == _ARPHRD_ETHER else b""
+
+    def is_neighbour(self, address: Address) -> bool:
+        """Whether no gateway need be on the way to an address: its host is on the link, or there is no gateway."""
+        return self.hop in (None, address) or any(address in each for each in self.networks)
 
 
 class Fault(Struct, frozen=True):
@@ -59,6 +65,7 @@ def find(isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
     source = _source(isp, family, snapshot.addresses.get(link.index, ()))
     if isinstance(source, Fault):
         return source
+    networks = tuple(each for each in snapshot.networks.get(link.index, ()) if each.version == family)
     if NONE in isp.gateway:
         if link.kind == _ARPHRD_ETHER and link.arp:
             return Fault(f'{link.name} is Ethernet, where gateway = "none" leads nowhere')
@@ -66,9 +73,9 @@ def find(isp: Isp, family: Family, snapshot: Snapshot) -> Path | Fault:
     if AUTO in isp.gateway:
         if (link.index, family) not in snapshot.hops:
             return Fault(f"{link.name} has no IPv{family} default route in the main table")
-        return Path(link, source, snapshot.hops[link.index, family])
+        return Path(link, source, snapshot.hops[link.index, family], networks=networks)
     hop = isp.next_hop(family)
-    return Path(link, source, hop) if hop else Fault(f"{isp.name} has no IPv{family} gateway")
+    return Path(link, source, hop, networks=networks) if hop else Fault(f"{isp.name} has no IPv{family} gateway")
 
 
 def usable(name: str, snapshot: Snapshot) -> Link | Fault:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from lsmpy import model
 
 WINDOW = 100
+NOT_YET = "not enough probes yet"
 _MS = 1_000_000  # nanoseconds
 _ALL = (1 << WINDOW) - 1
 _MOST_DOUBLINGS = 5  # of the time that an ISP is held down
@@ -51,6 +52,8 @@ class Link(Struct, frozen=True):
 
     def __str__(self) -> str:
         """The samples in words, for the log."""
+        if not self.samples:
+            return NOT_YET
         run = f"{self.lost_in_a_row}" if self.lost_in_a_row else f"{self.received_in_a_row} answered"
         rtt = f", round trip {self.rtt_ns / _MS:.1f} ms ± {self.jitter_ns / _MS:.1f}" if self.rtt_ns else ""
         return f"{self.lost} of the last {self.samples} probes lost, {run} in a row{rtt}"

@@ -16,6 +16,8 @@ Address = IPv4Address | IPv6Address
 
 ETH_IPV4, ETH_ARP, ETH_IPV6 = 0x0800, 0x0806, 0x86DD
 _BROADCAST = b"\xff" * 6
+_ARP_REQUEST, _ARP_REPLY = 1, 2  # RFC 826
+_SOLICITED = 0x40  # of a neighbour advertisement (RFC 4861, 4.4)
 _TTL = 64  # IPDEFTTL (RFC 1700)
 # What an echo request carries: nonce, target, counter, tag, and as much more as ping(8) would send.
 _PAYLOAD = struct.Struct("!4sIQ8s32x")
@@ -50,11 +52,18 @@ class Reply(Struct, frozen=True):
 
 
 class Neighbour(Struct, frozen=True):
-    """What ARP or a neighbour advertisement tells: the hardware address of an address on the link."""
+    """What ARP or a neighbour advertisement tells: the hardware address of an address on the link.
+
+    Attributes:
+        to: whose question it answers; empty if it answers none.
+        to_mac: his hardware address; empty if the packet does not say.
+    """
 
     address: Address
     mac: bytes
     at_ns: int
+    to: bytes = b""
+    to_mac: bytes = b""
 
 
 class Unreachable(Struct, frozen=True):
@@ -183,7 +192,7 @@ def parse(protocol: int, packet: bytes, at_ns: int, ident: int, nonce: bytes) ->
                 return None
             # Hop limit 255: from this link and nowhere else (RFC 4861, 7.1.2).
             if packet[40:42] == b"\x88\x00" and hops == 255 and 64 <= length <= len(packet):
-                return _advertised(packet[40:length], at_ns)
+                return _advertised(packet[40:length], destination, at_ns)
             answer = 129
         else:
             return _arp(packet, at_ns) if protocol == ETH_ARP else None
@@ -231,21 +240,23 @@ def parse_error(protocol: int, packet: bytes, ident: int) -> Unreachable | None:
 
 def _arp(packet: bytes, at_ns: int) -> Neighbour | None:
     hardware, protocol, lengths, operation = struct.unpack_from("!HHHH", packet)
-    # An answer, or the question by which a host announces itself (RFC 5227, 3): its sender fields say the same.
-    if (hardware, protocol, lengths) != (1, ETH_IPV4, 0x0604) or operation not in (1, 2) or len(packet) < 28:
+    # An answer, or a question, by which a host may announce itself (RFC 5227, 3): its sender fields say the same.
+    known = operation in (_ARP_REQUEST, _ARP_REPLY)
+    if (hardware, protocol, lengths) != (1, ETH_IPV4, 0x0604) or not known or len(packet) < 28:
         return None
-    return _neighbour(packet[14:18], packet[8:14], at_ns)
+    to_mac, to = (packet[18:24], packet[24:28]) if operation == _ARP_REPLY else (b"", b"")
+    return _neighbour(packet[14:18], packet[8:14], at_ns, to, to_mac)
 
 
-def _advertised(message: bytes, at_ns: int) -> Neighbour | None:
-    options = message[24:]
+def _advertised(message: bytes, destination: bytes, at_ns: int) -> Neighbour | None:
+    options, to = message[24:], destination if message[4] & _SOLICITED else b""
     while len(options) >= 8 and options[1]:
         if options[:2] == b"\x02\x01":  # target link-layer address, of Ethernet
-            return _neighbour(message[8:24], options[2:8], at_ns)
+            return _neighbour(message[8:24], options[2:8], at_ns, to)
         options = options[options[1] * 8 :]
     return None
 
 
-def _neighbour(address: bytes, mac: bytes, at_ns: int) -> Neighbour | None:
+def _neighbour(address: bytes, mac: bytes, at_ns: int, to: bytes, to_mac: bytes = b"") -> Neighbour | None:
     no_host = mac[0] & 1 or not any(mac)  # a group's address, or none
-    return None if no_host else Neighbour(ip_address(address), mac, at_ns)
+    return None if no_host else Neighbour(ip_address(address), mac, at_ns, to, to_mac)

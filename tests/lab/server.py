@@ -1,6 +1,7 @@
 """The internet's servers for checks by the kernel's own sockets: TCP at port 443 and DNS at port 53, of both families.
 
-Prints `ready`. With the argument `silent` both hear everything and say nothing.
+`server.py [silent] [ADDRESS…]` prints `ready`; of other addresses if they are given. With `silent` both hear everything
+and say nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ ANSWER = 0x80
 def main() -> None:
     """See the file's beginning."""
     silent = "silent" in sys.argv
+    addresses = [each for each in sys.argv[1:] if each != "silent"]
     selector = selectors.DefaultSelector()
-    for address in ("203.0.113.1", "2001:db8:ffff::1"):
+    for address in addresses or ("203.0.113.1", "2001:db8:ffff::1"):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         tcp = socket.socket(family, socket.SOCK_STREAM)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,6 @@
 """lsmpy-probe on the real kernel: router, two providers and an internet, in namespaces of their own."""
 
 import signal
-import time
 
 import pytest
 
@@ -14,16 +13,14 @@ def test_a_dead_upstream_is_down_and_a_revived_one_up(lab: Lab) -> None:
     lab.start()
     lab.until(1, "up")
     lab.until(2, "up")
-    cut = time.monotonic()
     lab.cut(1)
     lab.until(1, "down")
-    assert time.monotonic() - cut < 2
     assert lab.says(2) == "up"
     lab.mend(1)
     lab.until(1, "up")
     first, last = [line for line in lab.logged() if line.startswith("ISP1")][:2]
     assert first.startswith(f"ISP1 up: {TARGET4}: 0 of the last 3 probes lost, 3 answered in a row, round trip ")
-    assert last.startswith(f"ISP1 down: {TARGET4}: 4 of the last ")
+    assert last.startswith(f"ISP1 down: {TARGET4}: 4 of the last ")  # and not one probe later
     assert " probes lost, 4 in a row, round trip " in last
 
 

@@ -1,7 +1,11 @@
 """lsmpy-probe's kinds of check: of the gateway as a neighbour, and by TCP and DNS through the kernel's own sockets."""
 
+import re
+import sys
+
 import pytest
 
+from tests.lab import server as serving
 from tests.lab.probe_kit import ISP, TARGET4, TARGET6, Lab, wait_until
 
 pytestmark = pytest.mark.lab
@@ -90,6 +94,23 @@ def test_a_call_whose_way_is_not_there_says_nothing_of_the_isp(lab: Lab, check: 
     lab.until_logged(f"ISP1: {check} cannot be tested: ", 2)
     wait_until(lambda: "cannot be tested" in lab.standing(1).targets[check].why, "status to say so")
     assert lab.says(1) == "up"
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_calls_of_the_gateway_where_addresses_come_from_the_provider(lab: Lab, direct: bool) -> None:
+    """By the network of the address, as in main, or by a table that has only the default."""
+    text = ISP.format(n=1, check='["tcp://192.0.1.2:443", "dns://192.0.1.2/example.org"]')
+    lab.write(re.sub(r"^(address|gateway) = .*$", r'\1 = "auto"', text, flags=re.MULTILINE))
+    lab.ip("router", "route add default via 192.0.1.2 dev wan1")
+    lab.ip("router", "-6 route add default via 2001:db8:1::2 dev wan1")
+    if not direct:
+        lab.rules_by_source(1)
+    server = lab.run_in("isp1", sys.executable, serving.__file__, "192.0.1.2")
+    lab.start()
+    lab.until(1, "up")
+    wait_until(lambda: {each.state for each in lab.standing(1).targets.values()} == {"up"}, "both to answer")
+    lab.end(server)
+    lab.until(1, "down")
 
 
 def test_a_server_that_says_nothing_is_lost(lab: Lab) -> None:

@@ -194,6 +194,22 @@ def test_a_round_trip_longer_than_the_interval_is_no_loss(lab: Lab) -> None:
     assert found.rtt_ms.p50 >= 150
 
 
+def test_delay_and_jitter_are_reported_as_they_were_made(lab: Lab) -> None:
+    """Between 30 and 70 ms, evenly: that deviates by 40 ms / √12."""
+    lab.write(TUNNEL.format(check='["198.51.100.9"]'), probe="timeout_ms = 1000")
+    lab.start()
+    tunnel(lab, "--delay-ms=30", "--jitter-ms=40")
+    wait_until(lambda: lab.standing(1).targets["198.51.100.9"].samples == 100, "a full window")
+    found = lab.standing(1).targets["198.51.100.9"]
+    assert found.lost == 0
+    assert found.rtt_ms
+    sigma, late = 40 / 12**0.5, 10  # ms; the process behind tun0 is not always awake when an answer is due
+    assert 50 - 4 * sigma / 100**0.5 <= found.rtt_ms.mean <= 50 + 4 * sigma / 100**0.5 + late
+    assert found.rtt_ms.deviation == pytest.approx(sigma, abs=4)
+    assert 30 <= found.rtt_ms.p50 <= found.rtt_ms.p95 <= found.rtt_ms.p99
+    assert 60 <= found.rtt_ms.p99 <= 70 + 2 * late
+
+
 def test_a_late_answer_is_late_by_the_clock_not_by_a_tick(lab: Lab) -> None:
     lab.write(TUNNEL.format(check='["198.51.100.9"]'), probe="interval_ms = 200\ntimeout_ms = 50")
     lab.start()

@@ -345,13 +345,14 @@ def test_dice_find_no_message_that_raises(long: bool) -> None:
 
 
 def test_dice_find_no_address_that_raises(long: bool) -> None:
-    """Of the families and lengths that the kernel gives; other families are told in tests/unit/test_links.py."""
+    """As the kernel gives families, lengths and prefixes; other families are told in tests/unit/test_links.py."""
     noted = 0
     for dice in throws(long, 0.3):
-        found: dict[int, list[tuple[bool, wire.Address]]] = {}
+        found: dict[int, list[tuple[bool, links.Address, links.Network]]] = {}
         data = damage(dice, MESSAGES[2:4])
         own = links._attributes(data, 8)
-        if len(data) >= 24 and len(own.get(2) or own.get(1) or b"") in (0, 4, 16):
+        sizes = [len(own[each]) for each in (1, 2) if each in own]
+        if len(data) >= 24 and all(size in (4, 16) and data[17] <= 8 * size for size in sizes):
             links._note_address(found, data)
             noted += bool(found)
     assert noted
@@ -367,7 +368,7 @@ STANDING = standing.encode(
                 *("up", 1.0, "well", 0.0),
                 {
                     TARGET4: standing.TargetStanding(
-                        *("up", "well", 100, 0, 0, 0, False), standing.RoundTrips(1, 2, 3, 4, 5, 6)
+                        *("up", 1.0, "it answered", "well", 100, 0, 0, 0, False), standing.RoundTrips(1, 2, 3, 4, 5, 6)
                     )
                 },
             )

@@ -57,9 +57,9 @@ def reply6(counter: int = 9, data: bytes = b"", seq: int | None = None, ident: i
     return packet / ICMPv6EchoReply(id=ident, seq=seq, data=data or payload(counter))
 
 
-def advertisement(hlim: int = 255, mac: str = "02:00:00:00:00:02") -> Packet:
+def advertisement(hlim: int = 255, mac: str = "02:00:00:00:00:02", solicited: int = 1) -> Packet:
     packet = IPv6(src=str(HOP6), dst=str(SOURCE6), hlim=hlim)
-    return packet / ICMPv6ND_NA(tgt=str(HOP6)) / ICMPv6NDOptDstLLAddr(lladdr=mac)
+    return packet / ICMPv6ND_NA(tgt=str(HOP6), S=solicited) / ICMPv6NDOptDstLLAddr(lladdr=mac)
 
 
 def arp(op: str = "is-at", mac: str = "02:00:00:00:00:02", target: str = "192.0.2.1") -> Packet:

@@ -8,7 +8,7 @@ import signal
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from itertools import count
 from pathlib import Path
 
@@ -229,7 +229,7 @@ def neighbour(question: bytes, protocol: int, mac: bytes) -> tuple[bytes, int]:
         answer = question[:7] + b"\x02" + mac + question[24:28] + question[8:18]
         return answer, protocol
     gateway, source = str(ip_address(question[48:64])), str(ip_address(question[8:24]))
-    packet = IPv6(src=gateway, dst=source, hlim=255) / ICMPv6ND_NA(tgt=gateway)
+    packet = IPv6(src=gateway, dst=source, hlim=255) / ICMPv6ND_NA(tgt=gateway, S=1)
     return bytes(packet / ICMPv6NDOptDstLLAddr(lladdr=mac.hex(":"))), protocol
 
 
@@ -307,8 +307,9 @@ def snapshot(*links_: Link, addresses: Mapping[int, tuple[str, ...]] | None = No
     told = {(index[key.split("_")[0]], int(key.split("_")[1])): hop for key, hop in hops.items()}
     return Snapshot(
         {link.name: link for link in links_},
-        {number: tuple(map(ip_address, texts)) for number, texts in (addresses or {}).items()},
+        {number: tuple(ip_interface(each).ip for each in texts) for number, texts in (addresses or {}).items()},
         {key: ip_address(hop) if hop else None for key, hop in told.items()},
+        {number: tuple(ip_interface(each).network for each in texts) for number, texts in (addresses or {}).items()},
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -198,7 +199,8 @@ def test_a_call_leaves_from_the_isps_address_by_its_interface(kernel: FakeSocket
         ((2, HOP), False, False),
         ((1, ip_address("192.0.2.9")), False, False),
         ((1, None), False, False),
-        ((1, HOP), True, False),
+        ((1, HOP), True, True),
+        ((2, None), True, False),
         (None, False, False),
     ],
 )
@@ -220,6 +222,22 @@ def test_what_the_kernel_does_not_send_says_nothing_of_the_isp(kernel: FakeSocke
     with pytest.raises(CannotTestError, match=f"the kernel does not send from 192.0.2.1: {os.strerror(number)}"):
         call("tcp://203.0.113.1:443")
     assert kernel.closed
+
+
+@pytest.mark.parametrize("way", [lambda *_: (1, HOP), links.way], ids=["asked", "not asked"])
+def test_without_descriptors_it_cannot_be_tested(
+    kernel: FakeSocket, monkeypatch: pytest.MonkeyPatch, way: Callable[..., object]
+) -> None:
+    """Whether the kernel could still be asked for the way or not."""
+
+    def none(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", none)
+    monkeypatch.setattr(links, "way", way)
+    with pytest.raises(CannotTestError, match="Too many open files"):
+        call("tcp://203.0.113.1:443")
+    assert not kernel.bound
 
 
 def test_a_connection_is_answered_when_it_stands(kernel: FakeSocket, clock: Clock) -> None:

@@ -164,6 +164,17 @@ def test_the_own_address_of_a_link_to_a_peer_is_the_local_one(answer: type[Kerne
     assert links.look(False).addresses == {6: (ip_address("192.0.2.1"), ip_address("2001:db8::1"))}
 
 
+def test_whom_an_address_makes_a_neighbour_is_read(answer: type[Kernel]) -> None:
+    """Of a link to a peer that is the peer's side."""
+    several = address(3, "192.0.2.1") + address(3, "192.0.2.2", TENTATIVE) + address(3, "2001:db8::1")
+    answer(addresses=[several + address(6, "10.9.9.1", peer="198.51.100.7"), done()])
+    found = links.look(False).networks
+    assert {index: [str(each) for each in networks] for index, networks in found.items()} == {
+        3: ["192.0.2.0/24", "2001:d00::/24"],
+        6: ["198.51.100.0/24"],
+    }
+
+
 def test_what_may_not_be_used_yet_or_any_more_is_no_address(answer: type[Kernel]) -> None:
     answer(addresses=[address(3, "2001:db8::1", TENTATIVE) + address(3, "2001:db8::2", DADFAILED) + done()])
     assert links.look(False).addresses == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import random
@@ -107,6 +108,31 @@ def test_probes_are_spread_over_the_interval(house: House) -> None:
     # Evenly, but for the tenth of an interval that the loop waits for more to do.
     assert max(late - early for early, late in pairwise(second)) <= 2.1
     assert second[-1] - second[0] == pytest.approx(9, abs=1.1)
+
+
+def test_long_intervals_are_spread_as_well_and_the_first_probe_waits_for_no_others(house: House) -> None:
+    text = isps([f"203.0.113.{n}" for n in range(1, 6)], [f"203.0.113.{n}" for n in range(1, 6)])
+    began_ns = house.world.now_ns
+    house.start(text.replace("interval_ms = 10\n", "interval_ms = 10000\n"), 45)
+    sent = [
+        [left_ns for (target, _), (left_ns, _) in each.truth.items() if target == number]
+        for each in house.world.ports
+        for number in range(5)
+    ]
+    assert max(times[0] for times in sent) - began_ns <= 1.1 * S
+    assert all(0 < times[1] - times[0] <= 10.1 * S for times in sent)
+    assert {round((late - early) / S, 1) for times in sent for early, late in pairwise(times[1:])} == {10.0}
+    places = sorted(times[-1] % (10 * S) / S for times in sent)
+    assert [late - early for early, late in pairwise(places)] == pytest.approx([1] * 9, abs=0.1)
+
+
+def test_a_burst_at_the_start_keeps_its_interval_however_long_the_others_are(house: House) -> None:
+    more = "probe = { interval_ms = 10000, startup_burst_pkts = 3, startup_burst_interval = 200 }"
+    house.start(isps([OWN1, SHARED], [OWN2, SHARED], more=more), 10)
+    for each in house.world.ports:
+        for number in range(2):
+            left = [left_ns for (target, _), (left_ns, _) in each.truth.items() if target == number]
+            assert [round((late - early) / MS, -1) for early, late in pairwise(left[:4])] == [200] * 3
 
 
 def test_no_probe_is_lost_for_want_of_the_gateways_hardware_address(house: House) -> None:
@@ -336,6 +362,19 @@ def test_nobody_is_blamed_who_is_not_probed_any_more(house: House) -> None:
     assert house.blamed == []
 
 
+def test_what_only_one_isp_probes_any_more_is_not_blamed(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.start(isps([SHARED, OWN1], [SHARED, OWN2]))
+    house.dead = {SHARED}
+    house.run(0.2)
+    assert house.blamed == [SHARED]
+    caplog.set_level("INFO")
+    house.path.write_text(isps([SHARED], [OWN2]))
+    house.daemon._reload()
+    house.run(0.2)
+    assert (house.blamed, house.says()) == ([], ["down", "up"])
+    assert f"{SHARED} is probed by ISP1 alone now, and counts again" in caplog.messages
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_target_that_answers_badly_takes_no_isp_down_while_another_answers(
     house: House, caplog: pytest.LogCaptureFixture, own: bool
@@ -407,6 +446,25 @@ def test_routes_that_change_all_the_time_are_looked_at_ten_times_a_second(
     assert house.says() == ["up", "up"]
     house.run(1)
     assert len(looked) in range(10, 13)
+
+
+def test_changes_that_are_too_many_to_be_told_are_looked_at_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although routes have been looked at just now: nobody knows what was among them."""
+    house.start(isps([OWN1], [OWN2]))
+    recv = kit.Kernel.recv
+    house.world.say(house.wires(), kind=kit.NEW_ROUTE)
+    house.run(0.003)
+
+    def overrun(self: kit.Kernel, size: int) -> bytes:
+        recv(self, size)
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    monkeypatch.setattr(kit.Kernel, "recv", overrun)
+    house.world.say(house.wires("wan2"), kind=kit.NEW_ROUTE)
+    house.run(0.003)
+    assert house.says() == ["up", "down"]
 
 
 def test_with_a_cable_out_a_target_that_answers_again_counts_nowhere_it_cannot(house: House) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
 from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
+from scapy.layers.l2 import ARP
 from scapy.packet import Raw
 
 from lsmpy import config, dial, model, standing, verdict, wire
@@ -20,6 +23,7 @@ from tests.unit.prober_kit import (
     MS,
     OUR_MAC,
     TOML,
+    Address,
     FakeCall,
     FakePort,
     S,
@@ -55,7 +59,7 @@ class Rig:
         self.world.now_ns += MS  # in which the gateway answers
         self.began_ns = self.world.now_ns
         for target in self.who.targets:
-            target.due_ns = self.began_ns
+            target.due_ns = target.beat_ns = self.began_ns
 
     def turn(self, times: int) -> None:
         """Probe so many times."""
@@ -392,6 +396,7 @@ def test_each_family_goes_by_its_own_gateway(make: Make) -> None:
     assert rig.port.bound == [("wan1", 1, (GATEWAY, ip_address("2001:db8:1::2")))]
 
 
+AUTO = re.sub(r"^(address|gateway) = .*$", r'\1 = "auto"', TOML, flags=re.MULTILINE)
 V4 = TOML.replace(', "2001:db8:1::1/64"', "").replace(', "2001:db8:1::2"', "")
 
 
@@ -532,6 +537,24 @@ def test_an_address_that_changes_is_followed(make: Make) -> None:
     assert [str(ip_address(each[24:28])) for each in rig.port.questions] == ["192.0.2.2", "198.51.100.254"]
 
 
+@pytest.mark.parametrize(("check", "old", "new"), [("203.0.113.1", 0, 2), ("2001:db8:ffff::1", 1, 3)])
+def test_what_is_under_way_when_the_source_changes_is_neither_lost_nor_foreign(
+    make: Make, check: str, old: int, new: int
+) -> None:
+    """A link that works: another address is preferred, and the former one is still there."""
+    own = ("192.0.2.1", "2001:db8:1::1", "192.0.2.7", "2001:db8:1::7")
+    hops = {"wan1_4": "192.0.2.2", "wan1_6": "2001:db8:1::2"}
+    rig = make(f'["{check}"]', text=AUTO)
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: (own[old], own[new])}, **hops))
+    rig.turn(4)
+    rig.world.answer = lambda *_: 15 * MS
+    rig.turn(4)
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: (own[new], own[old])}, **hops))
+    rig.turn(10)
+    assert rig.target.ends[1] == ip_address(own[new]).packed
+    assert (rig.status, rig.target.link.lost, rig.target.foreign) == ("up", 0, 0)
+
+
 def test_no_probe_is_lost_before_a_new_gateway_could_say_where_it_is(make: Make) -> None:
     rig = make(text=V4.replace('["192.0.2.1/24"]', '"auto"').replace('["192.0.2.2"]', '"auto"'))
     rig.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1",)}, wan1_4="192.0.2.2"))
@@ -625,6 +648,63 @@ def test_another_hosts_announcement_is_no_answer_of_the_gateway(make: Make) -> N
     assert rig.status == "down"
 
 
+SIX = TOML.replace('"192.0.2.1/24", ', "").replace('"192.0.2.2", ', "")
+HERE, GATEWAY6, HERE6 = ip_address("192.0.2.1"), ip_address("2001:db8:1::2"), ip_address("2001:db8:1::1")
+OTHER, OTHER6, OTHER_MAC = ip_address("192.0.2.9"), ip_address("2001:db8:1::9"), b"\x02\0\0\0\0\x09"
+
+
+def arp(op: int, to: Address, to_mac: bytes = OUR_MAC) -> tuple[bytes, int]:
+    """The gateway, which has other hardware now."""
+    packet = ARP(op=op, hwsrc=OTHER_MAC.hex(":"), psrc=str(GATEWAY), hwdst=to_mac.hex(":"), pdst=str(to))
+    return bytes(packet), wire.ETH_ARP
+
+
+def advertisement(to: Address, solicited: int) -> tuple[bytes, int]:
+    packet = IPv6(src=str(GATEWAY6), dst=str(to), hlim=255) / ICMPv6ND_NA(tgt=str(GATEWAY6), S=solicited)
+    return bytes(packet / ICMPv6NDOptDstLLAddr(lladdr=OTHER_MAC.hex(":"))), wire.ETH_IPV6
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "counts"),
+    [
+        (V4, arp(2, HERE), True),
+        (V4, arp(1, HERE), False),
+        (V4, arp(1, OTHER), False),
+        (V4, arp(2, OTHER), False),
+        (V4, arp(2, GATEWAY), False),
+        (V4, arp(2, HERE, OTHER_MAC), False),
+        (SIX, advertisement(HERE6, 1), True),
+        (SIX, advertisement(HERE6, 0), False),
+        (SIX, advertisement(OTHER6, 1), False),
+        (SIX, advertisement(ip_address("ff02::1"), 0), False),
+    ],
+    ids=[
+        *("answer", "question for us", "question", "answer to another", "announcement", "answer to other hardware"),
+        *("answer6", "unsolicited", "answer6 to another", "announcement6"),
+    ],
+)
+def test_only_an_answer_to_us_counts_and_all_else_tells_where_the_gateway_is(
+    make: Make, text: str, heard: tuple[bytes, int], counts: bool
+) -> None:
+    rig = make('["arp"]', text=text)
+    rig.turn(4)
+    rig.port.gateway_alive = False
+    for _ in range(6):
+        rig.turn(1)
+        rig.port.bring(*heard, after_ns=MS)
+    assert rig.status == ("up" if counts else "down")
+    assert rig.target.hop
+    assert rig.target.hop.mac == OTHER_MAC
+
+
+def test_a_check_of_the_gateway_goes_on_when_our_hardware_address_changes(make: Make) -> None:
+    rig = make('["arp"]')
+    rig.turn(4)
+    rig.see(snapshot(ethernet("wan1", 3, mac=b"\x02\0\0\0\0\x0a"), addresses=ADDRESSES))
+    rig.turn(4)
+    assert (rig.status, rig.target.link.lost, rig.target.link.samples) == ("up", 0, 6)
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_gateway_that_is_checked_is_asked_once_for_each_probe(make: Make, alive: bool) -> None:
     rig = make('["arp"]', text=SLOW)
@@ -680,9 +760,13 @@ def test_calls_that_fail_behind_one_without_an_outcome_make_it_silent_now(make: 
     assert not rig.who.answers_steadily(rig.target)
 
 
-def test_a_call_to_a_neighbour_needs_no_gateway(make: Make, calls: type[FakeCall]) -> None:
-    make('["tcp://192.0.2.77:443"]').turn(1)
-    assert calls.made[0].on_link
+@pytest.mark.parametrize("text", [TOML, AUTO])
+@pytest.mark.parametrize("near", ["192.0.2.77", "192.0.2.2"])
+def test_a_call_to_a_neighbour_needs_no_gateway(make: Make, calls: type[FakeCall], text: str, near: str) -> None:
+    rig = make(f'["tcp://{near}:443", "tcp://203.0.113.1:443"]', text=text)
+    rig.see(snapshot(ethernet("wan1", 3), addresses={3: ("192.0.2.1/24", "2001:db8:1::1/64")}, wan1_4="192.0.2.2"))
+    rig.turn(1)
+    assert [call.on_link for call in calls.made[-2:]] == [True, False]
 
 
 def test_a_call_without_an_outcome_is_lost_in_time_and_ended(make: Make, calls: type[FakeCall]) -> None:
@@ -692,6 +776,17 @@ def test_a_call_without_an_outcome_is_lost_in_time_and_ended(make: Make, calls: 
     assert rig.status == "down"
     assert [call.closed for call in calls.made] == [True] * 48 + [False] * 2
     assert len(rig.selector.get_map()) == 3  # the port and two calls
+
+
+def test_answers_to_calls_that_waited_for_us_all_count(make: Make, calls: type[FakeCall]) -> None:
+    """Whichever of them is read first."""
+    calls.end = None
+    rig = make('["tcp://203.0.113.1:443"]')
+    rig.turn(2)
+    rig.world.now_ns += 500 * MS
+    calls.end = dial.Answer(3 * MS)
+    rig.turn(1)
+    assert (rig.target.link.samples, rig.target.link.lost) == (2, 0)
 
 
 def test_what_cannot_be_tested_says_nothing_and_is_told_once(
@@ -710,6 +805,57 @@ def test_what_cannot_be_tested_says_nothing_and_is_told_once(
         "ISP1: tcp://203.0.113.1:443 cannot be tested: no way",
         "ISP1: tcp://203.0.113.1:443 is tested again",
     ]
+
+
+def test_what_cannot_be_tested_keeps_no_dead_isp_up(make: Make, calls: type[FakeCall]) -> None:
+    """Whether it has never been tested, or was up when that ended: for want of descriptors, say."""
+    rig = make('["203.0.113.1", "tcp://203.0.113.2:443"]')
+    calls.cannot = "no way"
+    rig.turn(4)
+    assert rig.status == "up"
+    rig.port.alive = False
+    rig.turn(6)
+    assert rig.status == "down"
+    rig.port.alive, calls.cannot = True, ""
+    rig.turn(120)
+    assert [each.link.status for each in rig.who.targets] == ["up", "up"]
+    rig.port.alive, calls.cannot = False, "no socket can be had: Too many open files"
+    rig.turn(6)
+    assert (rig.status, rig.who.why.startswith("203.0.113.1: ")) == ("down", True)
+    assert "tcp" not in rig.who.why
+
+
+def test_what_cannot_be_tested_keeps_no_isp_down_that_answers(make: Make, calls: type[FakeCall]) -> None:
+    rig = make('["203.0.113.1", "tcp://203.0.113.2:443"]', "quorum = 2")
+    rig.turn(4)
+    rig.see(OUT)
+    rig.turn(1)
+    assert rig.status == "down"
+    calls.cannot = "no way"
+    rig.see(HEALTHY)
+    rig.turn(4)
+    assert rig.status == "up"
+
+
+def test_what_cannot_be_tested_any_more_acquits_nobody(make: Make, calls: type[FakeCall]) -> None:
+    rig = make('["tcp://203.0.113.2:443"]')
+    rig.turn(4)
+    assert rig.who.answers_steadily(rig.target)
+    calls.cannot = "no way"
+    rig.turn(3)
+    assert not rig.who.answers_steadily(rig.target)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_with_nothing_left_that_can_be_tested_the_state_stays(make: Make, calls: type[FakeCall], alive: bool) -> None:
+    rig = make('["tcp://203.0.113.1:443", "dns://203.0.113.2/example.org"]')
+    calls.end = dial.Answer(3 * MS) if alive else dial.Answer(None, "connection refused")
+    rig.turn(6)
+    before = rig.status
+    assert before == ("up" if alive else "down")
+    calls.cannot = "no way"
+    rig.turn(100)
+    assert rig.status == before
 
 
 def test_calls_end_with_their_link(make: Make, calls: type[FakeCall]) -> None:
@@ -834,6 +980,36 @@ def test_what_is_known_of_each_target_is_told(make: Make) -> None:
     assert second.why == "203.0.113.2: 10 of the last 10 probes lost, 10 in a row"
 
 
+def test_of_each_target_the_last_change_and_its_reason_are_told(make: Make) -> None:
+    rig = make('["203.0.113.1", "203.0.113.2"]')
+
+    def known() -> standing.TargetStanding:
+        return rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.2"]
+
+    began_s = known().since
+    assert (known().state, known().cause, known().why) == (
+        *("unknown", verdict.NOT_YET),
+        f"203.0.113.2: {verdict.NOT_YET}",
+    )
+    rig.turn(10)
+    up = known()
+    assert (up.state, up.cause) == (
+        "up",
+        "203.0.113.2: 0 of the last 2 probes lost, 2 answered in a row, round trip 1.0 ms ± 0.4",
+    )
+    assert began_s < up.since < rig.world.time()
+    assert up.why != up.cause
+    rig.world.answer = lambda _, address: None if str(address) == "203.0.113.2" else MS
+    rig.turn(10)
+    assert (known().state, rig.status) == ("down", "up")
+    assert ", 3 in a row" in known().cause
+    assert known().since > up.since
+    rig.see(OUT)
+    assert ", 3 in a row" in known().cause  # it was down already
+    rig.again('["203.0.113.2", "203.0.113.3"]')
+    assert ", 3 in a row" in known().cause
+
+
 def test_round_trips_are_those_of_the_window(make: Make) -> None:
     rig = make()
     rig.turn(10)
@@ -842,6 +1018,22 @@ def test_round_trips_are_those_of_the_window(make: Make) -> None:
     (known,) = rig.who.standing(frozenset(), rig.world.now_ns).targets.values()
     assert (known.samples, known.lost) == (100, 100)
     assert known.rtt_ms is None
+
+
+def test_round_trips_begin_anew_with_the_window(make: Make) -> None:
+    rig = make()
+    rig.world.answer = lambda *_: 5 * MS
+    rig.turn(10)
+    rig.see(OUT)
+    assert rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.1"].rtt_ms is None
+    rig.see(HEALTHY)
+    rig.world.answer = lambda *_: 2 * MS
+    rig.turn(5)
+    assert rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.1"].rtt_ms == standing.RoundTrips(
+        2, 2, 0, 2, 2, 2
+    )
+    rig.who.begin_anew(rig.target)
+    assert rig.who.standing(frozenset(), rig.world.now_ns).targets["203.0.113.1"].rtt_ms is None
 
 
 def test_a_hostile_neighbour_cannot_make_it_remember_more_and_more(make: Make) -> None:

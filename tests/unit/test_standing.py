@@ -17,6 +17,8 @@ numbers = st.floats(0, 4e9)
 targets = st.builds(
     TargetStanding,
     state=st.sampled_from(["up", "down", "unknown"]),
+    since=numbers,
+    cause=names,
     why=names,
     samples=st.integers(0, 100),
     lost=st.integers(0, 100),
@@ -89,12 +91,14 @@ def test_what_is_written_is_read_again(known: Standing) -> None:
 
 
 def test_the_file_is_json_with_readable_names() -> None:
-    target = TargetStanding("up", "well", 100, 2, 1, 0, False, RoundTrips(1, 2, 3, 4, 5, 6))
+    target = TargetStanding("up", 2.0, "it answered", "well", 100, 2, 1, 0, False, RoundTrips(1, 2, 3, 4, 5, 6))
     text = standing.encode(Standing(12.5, {"ISP1": IspStanding("up", 1.0, "well", 0.0, {"203.0.113.1": target})}))
     isp = json.loads(text)["isps"]["ISP1"]
     assert (isp["state"], isp["since"], isp["held_until"]) == ("up", 1.0, 0.0)
     assert isp["targets"]["203.0.113.1"] == {
         "state": "up",
+        "since": 2.0,
+        "cause": "it answered",
         "why": "well",
         "samples": 100,
         "lost": 2,

@@ -25,7 +25,7 @@ def target(
     said: str = "up", samples: int = 100, lost: int = 2, mean: float | None = 12.34, blamed: bool = False, why: str = ""
 ) -> TargetStanding:
     rtt = None if mean is None else RoundTrips(mean, mean, 0.42, mean, mean, mean)
-    return TargetStanding(said, why, samples, lost, 0, 0, blamed, rtt)
+    return TargetStanding(said, NOW - 120, "", why, samples, lost, 0, 0, blamed, rtt)
 
 
 def standing(
@@ -195,8 +195,9 @@ def test_a_line_for_each_of_several_targets() -> None:
     _, isp, first, second = table(overview(known, files(age=3 * 3600)), NOW).splitlines()
     assert cells(isp) == ["ISP1", "up", "-", "3 h", GOOD, "50 %", "8.9 ± 0.4 ms"]
     assert first.startswith("  203.0.113.1  ")
-    assert cells(first)[1:] == ["down", "50 of the last 50 probes lost, 50 in a row", "100 %", "-"]
-    assert cells(second)[1:] == ["up", "0 of the last 50 probes lost, 50 answered in a row", "0 %", "8.9 ± 0.4 ms"]
+    assert cells(first)[1:] == ["down", "2 min", "50 of the last 50 probes lost, 50 in a row", "100 %", "-"]
+    well = "0 of the last 50 probes lost, 50 answered in a row"
+    assert cells(second)[1:] == ["up", "2 min", well, "0 %", "8.9 ± 0.4 ms"]
 
 
 def test_blame_is_told_once() -> None:
@@ -254,6 +255,7 @@ def test_json_there_and_back() -> None:
     assert {"name", "state", "up", "forced", "since", "why", "hand", "targets"} <= isp.keys()
     assert (isp["up"], isp["forced"], isp["hand"]) == (True, "up", None)
     assert isp["targets"]["b"]["rtt_ms"]["mean"] == 12.34
+    assert (isp["targets"]["b"]["since"], isp["targets"]["b"]["cause"]) == (NOW - 120, "")
     assert msgspec.json.decode(msgspec.json.encode(judge([], None, NOW)))["prober"] == {"written": None, "stale": True}
 
 
