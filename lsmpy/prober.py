@@ -160,11 +160,12 @@ class Prober:
         return target.next_ns
 
     def _after(self, target: Target, now_ns: int) -> int:
-        """When the next probe is due on its beat; what was missed stays missed."""
-        probe, beat_ns, interval_ms = self.isp.probe, target.beat_ns, self.isp.probe.interval_ms
+        """When the next probe is due on its beat, which a burst ends on; what was missed stays missed."""
+        probe = self.isp.probe
         if target.counter < probe.startup_burst_pkts:
-            beat_ns, interval_ms = target.due_ns, probe.startup_burst_interval
-        return now_ns + interval_ms * _MS - (now_ns - beat_ns) % (interval_ms * _MS)
+            target.beat_ns = _next_on(target.due_ns, probe.startup_burst_interval * _MS, now_ns)
+            return target.beat_ns
+        return _next_on(target.beat_ns, probe.interval_ms * _MS, now_ns)
 
     def stalled(self) -> None:
         """The machine slept: what is unanswered now was not lost by the link."""
@@ -429,6 +430,10 @@ class Prober:
             why = untested[0] + (f"; before that {why}" if self.status != "unknown" else "")
         held_until = time.time() + held_ns / _S if held_ns > 0 else 0.0
         return standing.IspStanding(self.status, self.since_s, why, round(held_until, 1), targets)
+
+
+def _next_on(beat_ns: int, interval_ns: int, now_ns: int) -> int:
+    return now_ns + interval_ns - (now_ns - beat_ns) % interval_ns
 
 
 def _obstacle(target: Target, path: Path) -> str:
