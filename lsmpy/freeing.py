@@ -16,7 +16,7 @@ from msgspec import Struct
 from lsmpy import beside, marking, netfilter
 from lsmpy.changes import Changes
 from lsmpy.marking import DOWN, LEFT
-from lsmpy.model import Family, Router
+from lsmpy.model import Family, Isp, Router
 from lsmpy.netfilter import MARK, Chain, Table
 from lsmpy.plan import Side
 
@@ -60,6 +60,7 @@ def part(router: Router, live: Side, step: Changes, present: Collection[str] = (
         # by itself.)
         given = marking.given(live.table("nat")) - marking.given(tables["nat"])
         gone |= {each: (_of_address(step.family, each),) for each in sorted(given.difference(present))}
+        gone |= _renamed(router, live.table("nat"), tables["nat"])
     early = dict(tables)
     if isps:
         early["mangle"] = _unlisted(wanted, isps)
@@ -84,9 +85,9 @@ def commands(router: Router) -> Commands:
         return {}
     made = {}
     for family, isp in ((family, isp) for family in router.families for isp in router.isps if isp.carries(family)):
-        marked = _of_mark(family, f"{router.mark_value(isp):#x}/{router.options.mark_mask:#x}")
+        now = marking.freeing_now(router, isp, family)
         addresses = (_of_address(family, str(each.ip)) for each in isp.addresses(family))
-        made[family, isp.name] = (*addresses, marked)
+        made[family, isp.name] = (*now, *addresses, _of_mark(family, _mark(router, isp)))
     return made
 
 
@@ -96,10 +97,25 @@ def _remarked(family: Family, live: Table, want: Table) -> dict[str, str]:
     return {isp: _of_mark(family, mark) for isp, mark in old.items() if new.get(isp) != mark}
 
 
+def _renamed(router: Router, live: Table, want: Table) -> dict[str, tuple[str, ...]]:
+    """What frees the connections of networks that have another prefix outside from now on, both ways."""
+    by_interface = {isp.interface: isp for isp in router.isps}
+    gone: dict[str, tuple[str, ...]] = {}
+    for inside, interface, outside in sorted(marking.mapped(live) - marking.mapped(want)):
+        if isp := by_interface.get(interface):  # else they are freed by their mark
+            begun = f"conntrack -D -f ipv6 --orig-src {inside} --mark {_mark(router, isp)}"
+            gone[outside] = (begun, f"conntrack -D -f ipv6 --orig-dst {outside}")
+    return gone
+
+
 def _marks(table: Table) -> dict[str, str]:
     """The mark of each ISP, with its mask, by the chains that make it."""
     chains = (chain for chain in table.chains if chain.name.startswith(MARK) and chain.rules)
     return {chain.name.removeprefix(MARK): chain.rules[0].rpartition(" ")[2] for chain in chains}
+
+
+def _mark(router: Router, isp: Isp) -> str:
+    return f"{router.mark_value(isp):#x}/{router.options.mark_mask:#x}"
 
 
 def _of_mark(family: Family, mark: str) -> str:
@@ -136,12 +152,16 @@ def _gone(live: Table, want: Table) -> frozenset[str]:
 
 
 def _with_former(live: Table, want: Table) -> Table:
-    """The table and, behind it, what only the live one has of ours."""
+    """The table and, behind it, what only the live one has of ours for what leaves.
+
+    What comes in is not led by what was: it would begin connections that nobody frees.
+    """
     wanted = {chain.name: chain.rules for chain in want.chains}
     former = [
         Chain(chain.name, None, rules)
         for chain in beside.ours(live).chains
-        if (rules := tuple(rule for rule in chain.rules if rule not in wanted.get(chain.name, ())))
+        if chain.name.endswith("POSTROUTING")
+        and (rules := tuple(rule for rule in chain.rules if rule not in wanted.get(chain.name, ())))
     ]
     return netfilter.merge(want, netfilter.table(want.name, former)) if former else want
 

@@ -144,14 +144,15 @@ def forget(batches: Iterable[Sequence[str]]) -> int:
     """Make conntrack(8) forget connections and return how many those were.
 
     Args:
-        batches: its command lines; each batch runs by itself, as every look at a large table takes its time.
+        batches: its command lines, and others that say nothing if all is well; each batch runs by itself, as every look
+            at a large table takes its time.
 
     Raises:
         KernelError: conntrack is missing, or failed; the message says what it said.
     """
     command.find("conntrack")
     # Its status does not tell failure from nothing found. What it prints, a line a connection, may be very long.
-    texts = ["".join(f"{line} 2>&1 >/dev/null\n" for line in batch) + ":\n" for batch in batches]
+    texts = ["".join(f"{{ {line}; }} 2>&1 >/dev/null\n" for line in batch) + ":\n" for batch in batches]
     running = [command.start(["sh", "-s"], text) for text in texts]
     said = [line for process in running for line in process.wait().splitlines()]
     counts = [_DELETED.fullmatch(line) for line in said]

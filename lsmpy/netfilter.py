@@ -22,7 +22,8 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
 PREFIX = "LSMPY-"  # of all our chains, and of nobody else's
 # Of those for one ISP, LAN or policy, whose name follows: 28 characters have to do (XT_EXTENSION_MAXNAMELEN).
 MARK, OUT, IN, CHOOSE, POLICY = (f"{PREFIX}{letter}-" for letter in "MOICP")
-MID_STREAM = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"  # what begins no TCP connection
+BEGINNING = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"  # what begins a TCP connection
+MID_STREAM = BEGINNING.replace("--", "! --")  # what does not
 
 
 class Chain(Struct, frozen=True):

@@ -110,7 +110,7 @@ def admit(isp: Isp, lans: tuple[Lan, ...], chain: str) -> list[str]:
     for net in (*isp.prefixes(6), *(f"{each.ip}" for each in isp.addresses(6))):
         rules.append(f"-A {chain} -m conntrack --ctrepldst {net} --ctstatus CONFIRMED --ctdir ORIGINAL -j RETURN")
         rules.append(f"-A {chain} -m conntrack --ctorigdst {net} --ctdir REPLY -j RETURN")
-    new = "-m conntrack ! --ctstatus CONFIRMED -j RETURN"
+    new = "-m conntrack ! --ctstatus CONFIRMED --ctdir ORIGINAL -j RETURN"  # not our errors about what came in
     return [*rules, *(f"-A {chain} -s {p.inside} {new}" for p in pairs(isp, lans)), f"-A {chain} -j DROP"]
 
 

@@ -17,6 +17,7 @@ from ipaddress import ip_address as _ip_address
 from ipaddress import ip_network as _ip_network
 from typing import Literal
 
+from lsmpy.marking import LATE_S
 from lsmpy.netfilter import BUILTIN, Table
 from lsmpy.plan import Side
 from lsmpy.routing import REFUSED
@@ -94,6 +95,7 @@ class Netfilter:
         self.dice = dice or random.Random(0)
         self.counters: dict[str, _Nth] = {}
         self.met = 0  # rules that were tried
+        self.recent: set[str] = set()  # the lists of xt_recent that were just written to
         for rule in self.tables["mangle"].rules:
             if found := re.search(r"--every (\d+) --packet (\d+)", rule):
                 every, packet = int(found[1]), int(found[2])
@@ -229,6 +231,8 @@ class Netfilter:
                 return set(packet.flags.split(",")) & {"FIN", "SYN", "RST", "ACK"} == {"SYN"}
             case "-d":
                 return ip_address(packet.target) in ip_network(value)
+            case "--name":
+                return value in self.recent
             case "--mark mark":
                 return packet.mark & _pair(value)[1] == _pair(value)[0]
             case "--ctstate":
@@ -263,7 +267,7 @@ class Netfilter:
 
 
 _ONE = {
-    *("-i", "-o", "-s", "-d", "-p", "--dports", "--mark"),
+    *("-i", "-o", "-s", "-d", "-p", "--dports", "--mark", "--name"),
     *("--ctstate", "--ctrepldst", "--ctorigdst", "--ctstatus", "--ctdir", "--dst-type", "--dir", "--pol"),
 }
 _NUMBERS = {"--every", "--probability"}
@@ -286,6 +290,8 @@ def _split(rule: str, known: dict[str, _Split] = {}) -> _Split:  # noqa: B006  t
         elif word == "--tcp-flags":
             tests.append((word, inverted, f"{words.pop(0)} {words.pop(0)}"))
             inverted = False
+        elif module == "recent" and word != "--name":
+            assert word in ("--rcheck", "--rsource") or words.pop(0) in (str(LATE_S), "::", "0.0.0.0"), rule
         elif word in _ONE | _NUMBERS:
             tests.append((f"{word} {module}" if word == "--mark" else word, inverted, words.pop(0)))
             inverted = False

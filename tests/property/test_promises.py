@@ -530,6 +530,30 @@ def test_a_prefix_translated_comes_in_to_its_hosts_and_nothing_else_goes_on(
             assert route(side, lost, main) == UNREACHABLE
 
 
+# -- R4 ------------------------------------------------------------------------------------------------------
+
+
+@given(scenes(), dice)
+def test_answers_that_come_too_late_begin_no_connection(scene: Scene, chance: random.Random) -> None:
+    """And nothing else is kept out, nor by any other ISP."""
+    for family, side, lan in ways(scene):
+        rules, isps = Netfilter(side, scene.own(family), chance), scene.isps(family)
+        freed = chance.choice(isps)
+        rules.recent = {f"LSMPY-{freed.name}"}
+        for isp in isps:
+            kind, host = isp.nat.kind(family), client(lan, family)
+            late = Packet(SOMEWHERE[family], outside(isp, host) if kind == "npt" else host, Connection())
+            hello = dataclasses.replace(late, protocol="tcp", flags="SYN", connection=Connection())
+            to_us = dataclasses.replace(late, target=str(isp.addresses(family)[0].ip), connection=Connection())
+            for packet in (late, hello, to_us):
+                packet.into = isp.interface
+            comes = rules.mangle("PREROUTING", late)
+            assert comes == (isp is not freed or kind not in ("none", "npt"))
+            assert rules.mangle("PREROUTING", hello)
+            assert rules.mangle("PREROUTING", to_us)
+            event("comes" if comes else "comes too late")
+
+
 # -- R8 ------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lsmpy import changes, freeing, plan, state, youth
-from lsmpy.model import Router
+from lsmpy.model import Family, Router
 from lsmpy.plan import Side
 from tests.conftest import isps_of, router_of
 
@@ -96,7 +96,9 @@ def test_connections_are_found_by_the_bits_that_are_ours_and_by_every_address() 
         "conntrack -D -f ipv4 --reply-dst 10.0.2.3",
         "conntrack -D -f ipv4 --mark 0x200/0xff00",
     )
+    late = "/proc/net/xt_recent/LSMPY-I2"
     assert known[6, "I2"] == (
+        f"[ ! -w {late} ] || echo +:: >{late}",
         "conntrack -D -f ipv6 --reply-dst 2001:db8:2::1",
         "conntrack -D -f ipv6 --mark 0x200/0xff00",
     )
@@ -113,6 +115,53 @@ def test_an_address_that_is_ours_no_more_is_freed_and_one_that_is_still_there_is
     gone = freeing.part(after, live, changes.between(live, want)).gone
     assert gone == ({"10.0.2.1": ("conntrack -D -f ipv4 --reply-dst 10.0.2.1",)} if option == "true" else {})
     assert not freeing.part(after, live, changes.between(live, want), {"10.0.2.1"}).gone
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {4: False, 6: True}),
+        ("[nat]\nipv4 = 'none'\nipv6 = 'snat'\n", {4: True, 6: False}),
+        ("[nat]\nipv6 = 'masquerade'\n", {4: False, 6: False}),
+        ("[router]\nflush_conntrack = false\n", {4: False, 6: False}),
+    ],
+)
+def test_answers_may_come_too_late_where_hosts_are_reached_at_their_own_addresses(
+    text: str, found: dict[Family, bool]
+) -> None:
+    router = router_of(text + isps_of(2) + LAN)
+    built = plan.build(router, {isp.name: state.judge("up") for isp in router.isps}, None)
+    for each in built.sides:
+        mangle = each.table("mangle")
+        asked = [rule for rule in mangle.rules if "--name LSMPY-I1 " in rule]
+        assert mangle.has("LSMPY-LATE") == found[each.family] == bool(asked)
+        commands = freeing.commands(router).get((each.family, "I1"), ())
+        assert any("xt_recent" in line for line in commands) == found[each.family]
+
+
+def translating(start: str) -> Router:
+    """The networks of the LANs are called something with `start` outside."""
+    text = "[nat]\nipv6 = 'npt'\n" + isps_of(2)
+    for number in (1, 2):
+        text = text.replace(f'name = "I{number}"\n', f"name = 'I{number}'\nprefix = ['{start}{number}::/48']\n")
+    return router_of(text + "[[lan]]\nname = 'office'\ninterface = 'lan0'\naddress = ['fd00:a:0:7::1/64']\n")
+
+
+def test_networks_that_have_another_prefix_outside_are_freed_both_ways() -> None:
+    before, after = translating("2001:db8:10"), translating("2001:db8:20")
+    live, want = (
+        plan.build(each, {isp.name: state.judge("up") for isp in each.isps}, None).sides[1] for each in (before, after)
+    )
+    parts = freeing.part(after, live, changes.between(live, want))
+    gone = parts.gone
+    assert gone["2001:db8:102:7::/64"] == (
+        "conntrack -D -f ipv6 --orig-src fd00:a:0:7::/64 --mark 0x2/0xffffffff",
+        "conntrack -D -f ipv6 --orig-dst 2001:db8:102:7::/64",
+    )
+    assert set(gone) == {"2001:db8:101:7::/64", "2001:db8:102:7::/64"}
+    early = next(table for table in parts.early.tables if table.name == "nat")
+    assert any("NETMAP --to 2001:db8:101:7::/64" in rule for rule in early.rules if "POSTROUTING" in rule)
+    assert not any("2001:db8:101:7::/64" in rule for rule in early.rules if "PREROUTING" in rule)
 
 
 def test_who_lacks_one_family_only_is_not_out_of_service() -> None:
