@@ -15,7 +15,7 @@ from lsmpy.twin import INTERNET, ROUTER, isp_node, lan_node
 __all__ = ["INTERNET", "PORT", "ROUTER", "Lab", "LabError", "isp_node", "lan_node", "wait_until"]
 
 PORT = 7777  # of the internet's server, TCP and UDP
-_POLL_S = 0.01
+_POLL_S, _REST = 0.01, 4
 
 
 class LabError(LsmpyError):
@@ -203,11 +203,13 @@ def wait_until(predicate: Callable[[], object], *, what: str, deadline_s: float 
     Raises:
         LabError: it did not hold within `deadline_s` seconds; the message says `what` was waited for.
     """
-    start = time.monotonic()
+    start = looked = time.monotonic()
     while not predicate():
-        if time.monotonic() - start > deadline_s:
+        now = time.monotonic()
+        if now - start > deadline_s:
             raise LabError(f"waited {deadline_s:g} s in vain for {what}")
-        time.sleep(_POLL_S)
+        time.sleep(max(_POLL_S, _REST * (now - looked)))  # to look may be dear, and what is waited for needs the time
+        looked = time.monotonic()
     return time.monotonic() - start
 
 

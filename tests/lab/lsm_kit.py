@@ -13,6 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from lsmpy import command
+from tests.lab import quick
 from tests.lab.probe_kit import PROBE, wait_until
 
 LSM, OURS = "lsm", "ours"
@@ -80,7 +81,7 @@ class Beside:
     def build(self) -> None:
         """Make the namespaces and the link."""
         r, p = self.spaces["r"], self.spaces["p"]
-        command.run("ip", "-batch", "-", stdin=f"netns add {r}\nnetns add {p}\n")
+        quick.run("ip", "-batch", "-", stdin=f"netns add {r}\nnetns add {p}\n")
         for space in self.spaces:  # or it depends on the moment which of its own addresses the kernel takes
             self.run(space, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
         link = "link add wan type veth peer name customer"
@@ -102,13 +103,13 @@ class Beside:
             process.wait()
         gone = "".join(f"netns delete {name}\n" for name in self.spaces.values())
         with suppress(command.CommandError):
-            command.run("ip", "-batch", "-", stdin=gone)
+            quick.run("ip", "-batch", "-", stdin=gone)
 
     def ip(self, space: str, lines: str) -> None:
-        command.run("ip", "-n", self.spaces[space], "-batch", "-", stdin=lines)
+        quick.run("ip", "-n", self.spaces[space], "-batch", "-", stdin=lines)
 
     def run(self, space: str, *argv: str) -> str:
-        return command.run("ip", "netns", "exec", self.spaces[space], *argv)
+        return quick.run("ip", "netns", "exec", self.spaces[space], *argv)
 
     def reaches(self, target: str) -> bool:
         """Whether a ping is answered."""
@@ -123,7 +124,7 @@ class Beside:
         head = f"-A INPUT -p icmp -m length --length {_LENGTH[who]} -m u32 --u32"
         rules = "".join(f'{head} "{_SEQUENCE[who]}={first}:{last}" -j DROP\n' for first, last in runs)
         argv = ("ip", "netns", "exec", self.spaces["p"], "iptables-restore", "--noflush")
-        command.run(*argv, stdin=f"*filter\n{rules}COMMIT\n")
+        quick.run(*argv, stdin=f"*filter\n{rules}COMMIT\n")
 
     def silence(self, target: str, silent: bool) -> None:
         """The far end gets nothing for this address any more, or again."""
@@ -201,7 +202,7 @@ class Beside:
 
 def silence_lsm() -> None:
     """Let lsm write its own files where nobody else sees them."""
-    command.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/lsm")
+    quick.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/lsm")
 
 
 def configuration(defaults: Values, *blocks: tuple[str, Values]) -> str:

@@ -6,12 +6,11 @@ import itertools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lsmpy import command, standing, state
-from tests.lab import impostor, server, tagged, tun
+from lsmpy import lab, standing, state
+from tests.lab import impostor, quick, server, tagged, tun
 
 PROBE = str(Path(sys.executable).with_name("lsmpy-probe"))
 TARGET4, TARGET6 = "203.0.113.1", "2001:db8:ffff::1"
@@ -37,10 +36,7 @@ numbers = itertools.count()
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 20) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.005)
+    lab.wait_until(condition, what=what, deadline_s=deadline_s)
 
 
 class Lab:
@@ -56,14 +52,14 @@ class Lab:
         self.helpers: list[subprocess.Popen[str]] = []
 
     def ip(self, space: str, words: str) -> str:
-        return command.run("ip", "-n", self.spaces[space], *words.split())
+        return quick.run("ip", "-n", self.spaces[space], *words.split())
 
     def exec(self, space: str, *argv: str) -> str:
-        return command.run("ip", "netns", "exec", self.spaces[space], *argv)
+        return quick.run("ip", "netns", "exec", self.spaces[space], *argv)
 
     def build(self) -> None:
         for name in self.spaces.values():
-            command.run("ip", "netns", "add", name)
+            quick.run("ip", "netns", "add", name)
         for name in self.spaces:
             self.exec(name, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
             self.ip(name, "link set lo up")
@@ -102,9 +98,9 @@ class Lab:
             self.end(helper)
             assert helper.stdout
             helper.stdout.close()
-        for name in command.run("ip", "netns", "list").split():
+        for name in quick.run("ip", "netns", "list").split():
             if name in self.spaces.values():
-                command.run("ip", "netns", "delete", name)
+                quick.run("ip", "netns", "delete", name)
 
     def configure(self, *checks: str) -> None:
         self.write("".join(ISP.format(n=n, check=check) for n, check in enumerate(checks, 1)))

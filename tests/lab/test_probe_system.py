@@ -464,10 +464,10 @@ class Burden:
 
 
 def drift_s(times: list[float]) -> float:
-    """How far probes have come off their beat: the median of each twenty counts, as single ones may be late."""
+    """How far probes have come off their beat: the first of each fifty counts, as they may be late but never early."""
     off = [(each - times[0] + INTERVAL_S / 2) % INTERVAL_S - INTERVAL_S / 2 for each in times]
-    medians = [sorted(off[at : at + 20])[10] for at in range(0, len(off) - 19, 20)]
-    return max(medians, default=0) - min(medians, default=0)
+    firsts = [min(off[at : at + 50]) for at in range(0, len(off) - 49, 50)]
+    return max(firsts, default=0) - min(firsts, default=0)
 
 
 @pytest.mark.long
@@ -533,5 +533,5 @@ def test_a_prober_at_work_for_long_neither_drifts_nor_grows(lab: Lab, long: bool
         drift = max(drift_s(beat) for beat in beats if beat)
         print(f"{kind}: {len(times)} probes of {due:.0f}, {drift * 1e3:.1f} ms drift at most")
         # Each hang-up begins a new beat; and a probe is left out if this machine is busy for a whole interval.
-        assert 0.95 * due - len(hangups) <= len(times) <= due + 1 + len(hangups)
+        assert 0.9 * due - len(hangups) <= len(times) <= due + 1 + len(hangups)
         assert drift < 0.4 * INTERVAL_S  # more comes of a real one than of a machine that is busy

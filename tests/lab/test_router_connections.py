@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -77,17 +78,20 @@ class Arrivals:
     """How many packets with each source port came to each ISP, counted by the kernel."""
 
     def __init__(self, router: Rig, proto: str, family: Family, ports: range) -> None:
-        match = "-p tcp --tcp-flags SYN,ACK SYN" if proto == "tcp" else "-p udp"
-        self._counters = {
-            (isp, port): router.arrived(isp, f"{match} --sport {port}", family) for isp in ISPS for port in ports
-        }
+        self._lab, self._proto, self._ports = router.lab, proto, ports
+        self._tool = "iptables" if family == 4 else "ip6tables"
+        match = f"-i router -p {proto} {'--tcp-flags SYN,ACK SYN' if proto == 'tcp' else ''}"
+        rules = (f"{self._tool} -w -t mangle -A PREROUTING {match} --sport {port}\n" for port in ports)
+        script = "".join(rules)
+        for isp in ISPS:
+            self._lab.shell(isp_node(isp), script)
 
     def now(self) -> dict[int, Counter[str]]:
-        found: dict[int, Counter[str]] = {}
-        for (isp, port), counter in self._counters.items():
-            found.setdefault(port, Counter())
-            if count := counter():
-                found[port][isp] = count
+        found = {port: Counter[str]() for port in self._ports}
+        for isp in ISPS:
+            saved = self._lab.run(isp_node(isp), f"{self._tool}-save", "-c", "-t", "mangle")
+            for count, port in re.findall(rf"\[(\d+):.* -p {self._proto} .*--sport (\d+)", saved):
+                found[int(port)] += Counter({isp: int(count)})
         return found
 
 
