@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 from msgspec import Struct
 
-from lsmpy import beside, marking, netfilter
+from lsmpy import beside, late, marking, netfilter
 from lsmpy.changes import Changes
 from lsmpy.marking import DOWN, LEFT
 from lsmpy.model import Family, Isp, Router
@@ -85,7 +85,7 @@ def commands(router: Router) -> Commands:
         return {}
     made = {}
     for family, isp in ((family, isp) for family in router.families for isp in router.isps if isp.carries(family)):
-        now = marking.freeing_now(router, isp, family)
+        now = late.begin(router, isp, family)
         addresses = (_of_address(family, str(each.ip)) for each in isp.addresses(family))
         made[family, isp.name] = (*now, *addresses, _of_mark(family, _mark(router, isp)))
     return made

@@ -7,20 +7,16 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from lsmpy import choice, netfilter, npt, policies, sources
+from lsmpy import choice, late, netfilter, npt, policies, sources
 from lsmpy.model import Family, Isp, Lan, Router
-from lsmpy.netfilter import BEGINNING, CHOOSE, MARK, OUT, PREFIX, Chain, Table
+from lsmpy.netfilter import CHOOSE, MARK, OUT, PREFIX, Chain, Table
 
 # Two chains of mangle that nobody calls: they list the ISPs whose connections have been dealt with (`freeing`).
 DOWN, LEFT = f"{PREFIX}DOWN", f"{PREFIX}LEFT"
 _PRE, _OUT, _POST, _LOCAL, _STRAY = (
     f"{PREFIX}{name}" for name in ("PREROUTING", "OUTPUT", "POSTROUTING", "LOCAL", "STRAY")
 )
-LATE_S = 2  # how long answers to connections that were freed may be on their way, and their hosts silent
-_LATE = f"{PREFIX}LATE"
 _LINK_LOCAL = "fe80::/10"
-_MULTICAST: dict[Family, str] = {4: "224.0.0.0/4", 6: "ff00::/8"}
-_NOBODY: dict[Family, str] = {4: "0.0.0.0", 6: "::"}  # noqa: S104
 _PRIVATE = f"{PREFIX}PRIVATE"
 # RFC 1918, 6598, 3927 and 4193: what no provider carries.
 _PRIVATE_NETWORKS: dict[Family, tuple[str, ...]] = {
@@ -68,7 +64,7 @@ def mangle(router: Router, family: Family, isps: list[Isp], use: Use, mtus: Mapp
         Chain(_POST, None, tuple(leaving)),
         *found,
         *sources.stops(isps, family),
-        *_late(router, isps, family),
+        *late.chains(router, isps, family),
         *_private(isps, family),
         *policies.chains(router, family, {isp.name for isp in use.usable}),
         *_clamping(family, [isp for isp in isps if isp.clamp_mss], mtus or {}),
@@ -92,48 +88,10 @@ def _arriving(router: Router, family: Family, isps: list[Isp], lans: list[Lan], 
     yield f"-A {_PRE} {_known(router)}"
     # What conntrack calls INVALID takes no slot.
     yield f"-A {_PRE} -m conntrack ! --ctstate NEW -j RETURN"
-    for isp in _reached(router, isps, family):
-        freed = f"-m recent --rcheck --seconds {LATE_S} --name {_list(isp)} --mask {_NOBODY[family]} --rsource"
-        yield f"-A {_PRE} -i {isp.interface} {freed} -j {_LATE}"
+    yield from late.tests(router, isps, family, _PRE)
     yield from (f"-A {_PRE} -i {isp.interface} -g {MARK}{isp.name}" for isp in isps)
     ways = {f"-i {lan.interface} ": f"{CHOOSE}{lan.name}" for lan in lans}
     yield from _deciding(router, family, isps, use, _PRE, ways)
-
-
-def _reached(router: Router, isps: list[Isp], family: Family) -> list[Isp]:
-    """The ISPs whose connections may be freed and by which hosts are reached at addresses of their own."""
-    reaching = (isp for isp in isps if isp.nat.kind(family) in ("none", npt.STATEFUL))
-    return list(reaching) if router.options.flush_conntrack else []
-
-
-def _late(router: Router, isps: list[Isp], family: Family) -> list[Chain]:
-    """The chain that drops what comes too late: answers that were on their way when their connection was freed (R4).
-
-    They would begin one from outside, and what the host says next would be its answer, and stay with that ISP. What
-    begins a TCP connection is no answer, nor is what is for the ISP's own addresses, which no connection was given.
-    """
-    if not (reached := _reached(router, isps, family)):
-        return []
-    own = [f"{each.ip}/{each.max_prefixlen}" for isp in reached for each in isp.addresses(family)]
-    spared = [*([_LINK_LOCAL] if family == 6 else []), _MULTICAST[family], *own]
-    rules = [f"-A {_LATE} {BEGINNING} -j RETURN", *(f"-A {_LATE} -d {each} -j RETURN" for each in spared)]
-    return [Chain(_LATE, None, (*rules, f"-A {_LATE} -j DROP"))]
-
-
-def freeing_now(router: Router, isp: Isp, family: Family) -> list[str]:
-    """How a shell says that an ISP's connections are being freed, where answers to them may come too late.
-
-    The kernel keeps the time. (In a container that may not write there, all else is done.)
-    """
-    if isp not in _reached(router, [isp], family):
-        return []
-    file = f"/proc/net/xt_recent/{_list(isp)}"
-    return [f"[ ! -w {file} ] || echo +{_NOBODY[family]} >{file}"]
-
-
-def _list(isp: Isp) -> str:
-    """The name of the list in which xt_recent keeps when that was."""
-    return f"{PREFIX}{isp.name}"
 
 
 def _beginning(router: Router, family: Family, isps: list[Isp], use: Use, balanced: bool) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ipaddress import ip_address as _ip_address
 from ipaddress import ip_network as _ip_network
 from typing import Literal
 
-from lsmpy.marking import LATE_S
+from lsmpy.late import LATE_S
 from lsmpy.netfilter import BUILTIN, Table
 from lsmpy.plan import Side
 from lsmpy.routing import REFUSED

@@ -24,6 +24,7 @@ PURE = (
         "resolve",
         "sources",
         "npt",
+        "late",
         "marking",
         "choice",
         "policies",
